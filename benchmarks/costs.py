@@ -1,4 +1,4 @@
-"""What operations cost in float and in integers on this processor, as the ``[[costs]]`` table of a target file.
+"""What operations cost in float and in integers on this processor, as tables of a target file.
 
     python benchmarks/costs.py
 
@@ -8,7 +8,8 @@ kernels took. A cost is nanoseconds for an element of the largest tensor
 that the operation reads or computes, the least of the runs and of rounds over all operations, since machines are
 shared. An operation for which the profile names no kernel of integers is left out. `multiply` and
 `integer_multiply` are nanoseconds for a multiply-accumulate of a layer with weights, `layer_element` for an element
-that it reads or writes: what a depthwise layer, which multiplies little, takes beside its multiply-accumulates.
+that it reads or writes: what a depthwise layer, which multiplies little, takes beside its multiply-accumulates. The
+second table tells convolutions that integers make slower.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ LAYERS: Mapping[str, tuple[str, Mapping[str, Any], Sequence[Shape], int]] = {
     "GRU": ("GRU", {"hidden_size": 64}, [(32, 1, 64), (1, 192, 64), (1, 192, 64)], 32 * 2 * 192 * 64),
 }
 _DEPTHWISE = ({"pads": (1, 1, 1, 1), "group": 96}, [(1, 96, 56, 56), (96, 1, 3, 3)])
+#: A convolution that multiplies little and computes much, and depthwise ones of few channels.
+_POINTWISE = ({}, [(1, 16, 112, 112), (32, 16, 1, 1)])
+_THIN = [({"pads": (1, 1, 1, 1), "group": n}, [(1, n, 56, 56), (n, 1, 3, 3)]) for n in (16, 32)]
+#: What onnxruntime computes along with a float convolution.
+_WITH_CONVOLUTION = ("HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "LeakyRelu")
 _OPSET = 24  # the first with Swish
 _FLOAT_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -198,6 +204,41 @@ def measure_element(runs: int, multiply: float) -> float:
     return max(0.0, kernels["Conv"] - multiply * elements * 9) / (2 * elements)
 
 
+def measure_convolutions(runs: int) -> dict[str, Any]:
+    """What tells thin convolutions from others; see `isobit.targets.ConvolutionCosts`."""
+    multiply, integer_multiply = (table["Conv"] for table in measure_layers(runs))
+    attributes, shapes = _POINTWISE
+    kernels = kernel_times(layer_of("Conv", attributes, shapes, quantized=True), runs)
+    written = 2 * int(np.prod(shapes[0]))
+    element = max(0.0, kernels["QLinearConv"] / written - 16 * integer_multiply)
+    taps, moves = [], []
+    for attributes, shapes in _THIN:
+        written, channels = int(np.prod(shapes[0])), shapes[0][1]
+        kernels = kernel_times(layer_of("Conv", attributes, shapes, quantized=True), runs)
+        spent = written * (element + 9 * integer_multiply)
+        taps.append(max(0.0, kernels["QLinearConv"] - spent) / (9 * written / channels))
+        kernels = kernel_times(layer_of("Conv", attributes, shapes, quantized=False), runs)
+        moves += [kernels[name] / written for name in ("ReorderInput", "ReorderOutput")]
+    small = kernel_times(layer_of("Conv", {"group": 16}, [(1, 16, 1, 1), (16, 1, 1, 1)], quantized=True), runs)
+    image = int(np.prod(_IMAGE))
+    kernels = kernel_times(model_of("Sigmoid", {}, [_IMAGE], quantized=True), runs)
+    curves = {op: node_times(float_model(op, {}, _IMAGE, []), runs) for op in _WITH_CONVOLUTION}
+    return {
+        # MLAS' block of the layout NCHWc, which it computes float convolutions in.
+        "channel_block": 16 if "AVX-512" in processor() else 8,
+        "multiply": multiply,
+        "integer_multiply": integer_multiply,
+        "element": measure_element(runs, multiply),
+        "integer_element": element,
+        "integer_tap": statistics.mean(taps),
+        "reorder": statistics.median(moves),
+        "quantize": kernels["QuantizeLinear"] / image,
+        "dequantize": kernels["DequantizeLinear"] / image,
+        "node": small["QuantizeLinear"],
+        "curves": {op: sum(nodes.values()) / image for op, nodes in curves.items()},
+    }
+
+
 def measure(runs: int) -> dict[str, Any]:
     """The table of this processor."""
     floats: dict[str, float] = {}
@@ -237,9 +278,9 @@ def least(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def as_toml(table: Mapping[str, Any]) -> str:
+def as_toml(name: str, table: Mapping[str, Any]) -> str:
     """The table as a target file holds it."""
-    lines = ["[[costs]]", f'processor = "{processor()}"']
+    lines = [f"[[{name}]]", f'processor = "{processor()}"']
     for key, value in table.items():
         if isinstance(value, Mapping):
             lines.append(f"{key} = {{ " + ", ".join(f"{op} = {cost:.3g}" for op, cost in value.items()) + " }")
@@ -254,7 +295,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100, help="runs of each operation in each round")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    print(as_toml(least([measure(arguments.runs) for _ in range(arguments.rounds)])), end="")
+    for name, measured in (("costs", measure), ("convolutions", measure_convolutions)):
+        print(as_toml(name, least([measured(arguments.runs) for _ in range(arguments.rounds)])))
 
 
 if __name__ == "__main__":

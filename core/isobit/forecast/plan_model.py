@@ -163,7 +163,7 @@ def _node(simulation: Simulation, groups: Groups, node: Node) -> NodeForecast:
         site = next((s for s in (Input(node.name, index), Weight(name)) if s in placed), None)
         after += size * (element_bytes(info.dtype) if site is None else placed[site].spec.bits / 8)
         is_stored |= site is not None and placed[site].kind == "weight"
-    if groups.of_node(node) is None or node.op in groups.weights_only:
+    if groups.of_node(node) is None or node.name in groups.weights_only:
         runs = "weights in integers" if is_stored else "float"
         floats = (simulation.plan.floats.get(name, "") for name in node.outputs)
         why = next((reason for reason in floats if reason), "")

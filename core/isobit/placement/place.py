@@ -29,7 +29,8 @@ from isobit.placement.masked_tensors import has_mask_constant, masked_scores, ma
 from isobit.placement.plan import WITHOUT_GAIN, Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
-from isobit.placement.without_gain import without_gain
+from isobit.placement.gain.thin_convolutions import thin_convolutions
+from isobit.placement.gain.without_gain import without_gain
 from isobit.targets.target import Target
 
 logger = logging.getLogger(__name__)
@@ -85,10 +86,11 @@ class _Placer:
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
         chains = self._chains(excluded)
+        self.thin = self._thin(chains)
+        chains = self._leave(self.thin, chains, excluded)
         self.without_gain = self._without_gain(chains)
-        if self.without_gain:
-            self.quantized = {name: node for name, node in self.quantized.items() if name not in self.without_gain}
-            chains = self._chains(excluded)
+        chains = self._leave(self.without_gain, chains, excluded)
+        self.without_gain |= self.thin
         self.config = settle_inner_overrides(config, chains, self.inner, target.name)
         self.inner.update({tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner})
         for chain in chains:
@@ -107,7 +109,8 @@ class _Placer:
         for name, info in self.graph.tensors.items():
             if self.graph.is_float(name) and not self._is_float(name):
                 self.floats[name] = f"it is {info.dtype}: only float32 is quantized, so convert the model to float32"
-        readers = {*self.quantized, *self.own_formats}  # an adapter's weights may have a format, and its tensors none
+        # An adapter's weights may have a format, and its tensors none; so have thin convolutions.
+        readers = {*self.quantized, *self.own_formats, *self.thin}
         constants = ConstantPlacer(self.graph, self.target, self.config, readers, self.exact.wide_weights)
         constants.place_operands()
         self.placements.update(constants.placements)
@@ -133,10 +136,37 @@ class _Placer:
         self.quantized = {name: node for name, node in self.quantized.items() if name not in candidates.nodes}
         return find_chains(self.graph, self.target, frozenset(self.quantized), excluded)
 
+    def _leave(self, names: frozenset[str], chains: list[Chain], excluded: frozenset[str]) -> list[Chain]:
+        """The chains once nodes are left in float."""
+        if not names:
+            return chains
+        self.quantized = {name: node for name, node in self.quantized.items() if name not in names}
+        return self._chains(excluded)
+
+    def _thin(self, chains: Sequence[Chain]) -> frozenset[str]:
+        """Convolutions that the target's costs keep in float, on weights that are integers for their size."""
+        target = self.target
+        weights = target.weight_format(self.config.weights, "Conv")
+        if not self._has_own_formats() or weights.type_name != target.weights.type_name:
+            return frozenset()
+        asked = self._asked(chains)
+        return thin_convolutions(
+            *(self.graph, target.convolutions, self.quantized, chains, asked, self._is_tie, target.float_results)
+        )
+
     def _without_gain(self, chains: Sequence[Chain]) -> frozenset[str]:
         """Nodes that the target's costs keep in float; what the user gave a format runs on integers."""
-        if self.activation_spec.type_name != self.target.activations.type_name:
-            return frozenset()  # costs are those of the target's own format
+        if not self._has_own_formats():
+            return frozenset()
+        asked = self._asked(chains)
+        return without_gain(self.graph, self.target.costs, self.quantized, chains, asked, self._is_tie)
+
+    def _has_own_formats(self) -> bool:
+        """Whether activations have the target's own format: costs are those of its kernels."""
+        return self.activation_spec.type_name == self.target.activations.type_name
+
+    def _asked(self, chains: Sequence[Chain]) -> set[str]:
+        """Nodes that the user gave a format."""
         followers = {node.name: chain.nodes for chain in chains for node in chain.nodes[:1]}
         asked = {site.node for site, _, wanted in self.config.single_inputs(self.graph) if wanted is not None}
         for node in self.quantized.values():
@@ -144,7 +174,7 @@ class _Placer:
             overrides = (self.config.override(name) for name in (*node.inputs, *node.outputs, *last.outputs) if name)
             if any(is_named and wanted is not None for is_named, wanted in overrides):
                 asked.add(node.name)
-        return without_gain(self.graph, self.target.costs, self.quantized, chains, asked, self._is_tie)
+        return asked
 
     def _runs_quantized(self, node: Node) -> bool:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):
@@ -365,6 +395,13 @@ class _Placer:
         for why, names in _by_reason(self.exact.sized_layers).items():
             shown = ", ".join(names) if len(names) < 4 else f"{names[-1]} to {names[0]}, {len(names)} layers"
             notes.append(f"{shown}: float tensors and weights of 16 bits, because {why}")
+        if self.thin:
+            first = next(node.name for node in self.graph.nodes if node.name in self.thin)
+            which = first if len(self.thin) == 1 else f"{first} and {len(self.thin) - 1} other convolutions"
+            notes.append(
+                f"{which}: in float, on weights that are stored as integers, since integers take longer there: they "
+                f"are thin (docs/targets.md, Thin convolutions); an override gives one its format"
+            )
         if count := self.beside_in_float:
             what = "adapter beside 1 layer stays" if count == 1 else f"adapters beside {count} layers stay"
             notes.append(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from isobit.graph.graph import Graph, Node
+from isobit.graph.ops import WEIGHTED
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import WITHOUT_GAIN, Placement, constant_name, is_inside_chain
 from isobit.quantsim.simulation import Simulation
@@ -99,7 +100,8 @@ class Groups:
             for placement in group.placements
             if placement.kind == "activation"
         }
-        self.weights_only = simulation.target.weights_only
+        #: Nodes that run in float on weights that are integers for their size alone.
+        self.weights_only = frozenset(node.name for node in graph.nodes if _is_weights_only(simulation, node))
         self.whole = frozenset(p.tensor for p in placed if isinstance(p.site, Tensor))
 
     def of_node(self, node: Node) -> int | None:
@@ -156,7 +158,7 @@ def _sites(simulation: Simulation, node: Node) -> list[Site]:
     graph, plan, sites = simulation.graph, simulation.plan, list[Site]()
     if not _runs_quantized(simulation, node):
         return []
-    weights_only = node.op in simulation.target.weights_only
+    weights_only = _is_weights_only(simulation, node)
     for index, name in enumerate(node.inputs):
         if name is None or (weights_only and name in graph.tensors):
             continue
@@ -178,7 +180,16 @@ def _runs_quantized(simulation: Simulation, node: Node) -> bool:
         return False
     if simulation.config.excludes(node):
         return False
-    return not any(simulation.plan.floats.get(name, "").startswith(WITHOUT_GAIN) for name in node.outputs)
+    return node.op in WEIGHTED or not _is_without_gain(simulation, node)
+
+
+def _is_without_gain(simulation: Simulation, node: Node) -> bool:
+    return any(simulation.plan.floats.get(name, "").startswith(WITHOUT_GAIN) for name in node.outputs)
+
+
+def _is_weights_only(simulation: Simulation, node: Node) -> bool:
+    """Whether a layer runs in float on weights that are kept as integers, as thin convolutions do."""
+    return node.op in simulation.target.weights_only or (node.op in WEIGHTED and _is_without_gain(simulation, node))
 
 
 def _name(placements: list[Placement], nodes: list[Node]) -> str:

@@ -46,7 +46,7 @@ def costs_of(groups: Groups, candidates: Sequence[Candidate], table: CostTable) 
         single[index] += [table.weight(elements, candidate) for candidate in candidates]
     for node in graph.nodes:
         owner = groups.of_node(node)
-        if owner is not None and node.op in groups.weights_only:
+        if owner is not None and node.name in groups.weights_only:
             work = replace(_work(graph, node, node.outputs[0]), in_float=True)
             single[owner] += [table.kernel(work, candidate, _FLOAT) for candidate in candidates]
             owner = None

@@ -13,6 +13,7 @@ from typing import Any
 from isobit.encodings.quant_spec import FLOAT_BITS, Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError, TargetError, TargetWarning, did_you_mean
 from isobit.graph.vocabulary import VOCABULARY
+from isobit.targets.convolution_costs import ConvolutionCosts, read_convolution_costs
 from isobit.targets.costs import Costs, read_costs
 from isobit.warn import warn
 
@@ -52,7 +53,8 @@ class Target:
 
     An op of `float_results` can hand on what it computes without rounding it: only quantized readers need it on a grid.
     An op of `weights_only` runs in float on weights that are kept as integers, for their size alone.
-    `costs` say, by processor, whether integers gain time: where they do not, an op stays in float.
+    `costs` say, by processor, whether integers gain time: where they do not, an op stays in float. `convolutions` say
+    it of thin convolutions.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Target:
     required_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     activation_granularities: tuple[str, ...] = ("per-tensor",)
     costs: tuple[Costs, ...] = ()
+    convolutions: tuple[ConvolutionCosts, ...] = ()
     text: str = field(default="", repr=False, compare=False)  # the TOML it was read from
 
     def quantizes(self, op: str) -> bool:
@@ -170,6 +173,7 @@ def _warn_of_unknown_ops(target: Target, where: str) -> None:
         "required_ranges": frozenset(target.required_ranges),
         "fusions": frozenset(op for fusion in target.fusions for step in fusion for op in step.ops),
         "costs": frozenset(op for table in target.costs for op in (*table.floats, *table.integers)),
+        "convolutions": frozenset(op for table in target.convolutions for op in table.curves),
     }
     for key, ops in named.items():
         for op in sorted(ops - VOCABULARY):
@@ -198,6 +202,7 @@ class _Reader:
             "fixed_ranges",
             "required_ranges",
             "costs",
+            "convolutions",
             *_TABLES,
         }
         for key in data:
@@ -237,6 +242,7 @@ class _Reader:
             required_ranges=self.ranges(data, "required_ranges"),
             activation_granularities=self.words(activations, "activations", "granularities") or ("per-tensor",),
             costs=read_costs(data.get("costs", []), self.where),
+            convolutions=read_convolution_costs(data.get("convolutions", []), self.where),
         )
         for key, spec, known_types in (
             ("activations", target.activations, target.activation_types),

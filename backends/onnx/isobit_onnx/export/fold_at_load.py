@@ -1,8 +1,9 @@
 """Weights of a QDQ model that float kernels read become floats when a runtime loads the file, not at each run.
 
-onnxruntime has no integer kernels of recurrent layers, and none of products with floats or with activations of 16 bits
-that keep the bits: beside them a DequantizeLinear computes the whole weight at each run, and the kernel finds no
-constant that it could lay out beforehand.
+onnxruntime has no integer kernels of recurrent layers, none of products with floats or with activations of 16 bits that
+keep the bits, and none of convolutions of floats: beside them a DequantizeLinear computes the whole weight at each run,
+and the kernel finds no constant that it could lay out beforehand. Behind a DequantizeLinear a convolution or a Gemm
+keeps it, since onnxruntime makes up a quantizer for float weights there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from isobit.graph.free_name import take_name
-from isobit.graph.ops import RECURRENT
+from isobit.graph.ops import RECURRENT, VALUE_PRESERVING
 from isobit_onnx.export.fit_onnxruntime import reads_more_than_8_bits
 from isobit_onnx.qdq.folded_weights import along, blocked_sizes
 from isobit_onnx.qdq.table_lookups import behind_reshapes
@@ -23,6 +24,8 @@ from isobit_onnx.translate.translate import readers_through_views
 
 #: Bytes of integers up to which they become floats for good; larger ones stay what they are, for the sake of memory.
 _MOST = 2**26
+#: Layers that onnxruntime computes in integers behind a DequantizeLinear, or whose float weights it quantizes there.
+_QUANTIZED_UNASKED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 def fold_at_load(model: ir.Model) -> None:
@@ -63,7 +66,18 @@ def _computes_in_float(node: ir.Node, index: int) -> bool:
         return False
     if node.op_type in RECURRENT:
         return index in (1, 2, 3)
+    if node.op_type in _QUANTIZED_UNASKED:
+        return index == 1 and not _reads_dequantized(node)
     return index == 1 and node.op_type == "MatMul" and reads_more_than_8_bits(node)
+
+
+def _reads_dequantized(node: ir.Node) -> bool:
+    """Whether a layer reads what was on integers, maybe behind operations that move values, as a Pad, which it fuses."""
+    value = node.inputs[0]
+    producer = None if value is None else value.producer()
+    while producer is not None and producer.op_type in VALUE_PRESERVING and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _fold(graph: ir.Graph, dequantizer: ir.Node, taken: set[str]) -> None:
