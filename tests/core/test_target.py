@@ -10,7 +10,7 @@ import pytest
 from registries import own_registry
 
 from isobit.encodings import QuantSpec
-from isobit.errors import FormatError, TargetError
+from isobit.errors import FormatError, TargetError, TargetWarning
 from isobit.plugins import Registry
 from isobit.targets import load_target, parse_target
 from isobit.targets.target import FusionStep
@@ -299,3 +299,60 @@ def test_what_multiplies_are_layers_with_weights() -> None:
 def test_costs_that_cannot_be_read(old: str, new: str, problem: str) -> None:
     with pytest.raises(TargetError, match=r"^chip.toml: " + problem):
         parse_target(TOML + COSTS.replace(old, new, 1), "chip.toml")
+
+
+CONVOLUTIONS = """
+[[convolutions]]
+processor = "a chip"
+channel_block = 8
+multiply = 0.02
+integer_multiply = 0.01
+element = 0.1
+integer_element = 0.2
+integer_tap = 2
+reorder = 0.3
+quantize = 0.3
+dequantize = 0.2
+node = 1000
+curves = { HardSwish = 0.5 }
+"""
+
+
+def test_costs_of_convolutions_are_what_the_file_says() -> None:
+    assert parse_target(TOML, "chip.toml").convolutions == ()
+    (costs,) = parse_target(TOML + CONVOLUTIONS, "chip.toml").convolutions
+    assert (costs.processor, costs.channel_block, costs.multiply, costs.integer_tap) == ("a chip", 8, 0.02, 2.0)
+    assert (costs.node, costs.curves) == (1000.0, {"HardSwish": 0.5})
+    assert own_registry().target("onnxruntime-cpu").convolutions[0].curves["HardSwish"] > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("[[convolutions]]", "[convolutions]", r"convolutions: must be tables written \[\[convolutions\]\]"),
+        ("node = 1000\n", "", r"convolutions\[0\].node: this key is missing"),
+        ("node = 1000", "nodes = 1000", r"convolutions\[0\].nodes: unknown key \(did you mean 'node'"),
+        ("element = 0.1", "element = nan", r"convolutions\[0\].element: must be nanoseconds.*found nan"),
+        ("element = 0.1", "element = -1", r"convolutions\[0\].element: must be nanoseconds"),
+        ("element = 0.1", "element = true", r"convolutions\[0\].element: must be nanoseconds"),
+        (
+            "channel_block = 8",
+            "channel_block = 0",
+            r"convolutions\[0\].channel_block: must be a whole number of at least 1",
+        ),
+        ("channel_block = 8", "channel_block = 8.0", r"convolutions\[0\].channel_block: must be a whole number"),
+        ('"a chip"', '""', r"convolutions\[0\].processor: must be a text that names the processor"),
+        ("{ HardSwish = 0.5 }", "0.5", r"convolutions\[0\].curves: must be a table of costs by operation"),
+        ("HardSwish = 0.5", 'HardSwish = "much"', r"convolutions\[0\].curves.HardSwish: must be nanoseconds"),
+    ],
+)
+def test_costs_of_convolutions_that_cannot_be(old: str, new: str, problem: str) -> None:
+    text = TOML + CONVOLUTIONS
+    assert old in text
+    with pytest.raises(TargetError, match="^chip.toml: " + problem):
+        parse_target(text.replace(old, new), "chip.toml")
+
+
+def test_curves_that_do_not_exist_are_said() -> None:
+    with pytest.warns(TargetWarning, match="convolutions: there is no operation 'HardSwich'"):
+        parse_target(TOML + CONVOLUTIONS.replace("HardSwish", "HardSwich"), "chip.toml")

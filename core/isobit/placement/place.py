@@ -29,8 +29,7 @@ from isobit.placement.masked_tensors import has_mask_constant, masked_scores, ma
 from isobit.placement.plan import WITHOUT_GAIN, Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
-from isobit.placement.gain.thin_convolutions import thin_convolutions
-from isobit.placement.gain.without_gain import without_gain
+from isobit.placement.gain.time_gain import TimeGain
 from isobit.targets.target import Target
 
 logger = logging.getLogger(__name__)
@@ -86,9 +85,10 @@ class _Placer:
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
         chains = self._chains(excluded)
-        self.thin = self._thin(chains)
+        gain = TimeGain(graph, target, config, self._is_tie)
+        self.thin = gain.thin(self.quantized, chains)
         chains = self._leave(self.thin, chains, excluded)
-        self.without_gain = self._without_gain(chains)
+        self.without_gain = gain.without_gain(self.quantized, chains)
         chains = self._leave(self.without_gain, chains, excluded)
         self.without_gain |= self.thin
         self.config = settle_inner_overrides(config, chains, self.inner, target.name)
@@ -142,39 +142,6 @@ class _Placer:
             return chains
         self.quantized = {name: node for name, node in self.quantized.items() if name not in names}
         return self._chains(excluded)
-
-    def _thin(self, chains: Sequence[Chain]) -> frozenset[str]:
-        """Convolutions that the target's costs keep in float, on weights that are integers for their size."""
-        target = self.target
-        weights = target.weight_format(self.config.weights, "Conv")
-        if not self._has_own_formats() or weights.type_name != target.weights.type_name:
-            return frozenset()
-        asked = self._asked(chains)
-        return thin_convolutions(
-            *(self.graph, target.convolutions, self.quantized, chains, asked, self._is_tie, target.float_results)
-        )
-
-    def _without_gain(self, chains: Sequence[Chain]) -> frozenset[str]:
-        """Nodes that the target's costs keep in float; what the user gave a format runs on integers."""
-        if not self._has_own_formats():
-            return frozenset()
-        asked = self._asked(chains)
-        return without_gain(self.graph, self.target.costs, self.quantized, chains, asked, self._is_tie)
-
-    def _has_own_formats(self) -> bool:
-        """Whether activations have the target's own format: costs are those of its kernels."""
-        return self.activation_spec.type_name == self.target.activations.type_name
-
-    def _asked(self, chains: Sequence[Chain]) -> set[str]:
-        """Nodes that the user gave a format."""
-        followers = {node.name: chain.nodes for chain in chains for node in chain.nodes[:1]}
-        asked = {site.node for site, _, wanted in self.config.single_inputs(self.graph) if wanted is not None}
-        for node in self.quantized.values():
-            last = followers.get(node.name, (node,))[-1]
-            overrides = (self.config.override(name) for name in (*node.inputs, *node.outputs, *last.outputs) if name)
-            if any(is_named and wanted is not None for is_named, wanted in overrides):
-                asked.add(node.name)
-        return asked
 
     def _runs_quantized(self, node: Node) -> bool:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):

@@ -47,9 +47,7 @@ def _table(entry: Mapping[str, Any], key: str) -> ConvolutionCosts:
     known = [field.name for field in fields(ConvolutionCosts)]
     for name in entry:
         if name not in known:
-            raise TargetError(
-                f"{key}.{name}: unknown key{did_you_mean(name, known)}; known are {', '.join(known)}"
-            )
+            raise TargetError(f"{key}.{name}: unknown key{did_you_mean(name, known)}; known are {', '.join(known)}")
     for name in known:
         if name not in entry:
             raise TargetError(f"{key}.{name}: this key is missing")

@@ -2,8 +2,8 @@
 
 onnxruntime has no integer kernels of recurrent layers, none of products with floats or with activations of 16 bits that
 keep the bits, and none of convolutions of floats: beside them a DequantizeLinear computes the whole weight at each run,
-and the kernel finds no constant that it could lay out beforehand. Behind a DequantizeLinear a convolution or a Gemm
-keeps it, since onnxruntime makes up a quantizer for float weights there.
+and the kernel finds no constant that it could lay out beforehand. Behind a DequantizeLinear a convolution keeps its
+own, since onnxruntime makes up a quantizer for float weights there; so does a Gemm anywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from isobit_onnx.translate.translate import readers_through_views
 #: Bytes of integers up to which they become floats for good; larger ones stay what they are, for the sake of memory.
 _MOST = 2**26
 #: Layers that onnxruntime computes in integers behind a DequantizeLinear, or whose float weights it quantizes there.
-_QUANTIZED_UNASKED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+_QUANTIZED_UNASKED = frozenset({"Conv", "ConvTranspose"})
 
 
 def fold_at_load(model: ir.Model) -> None:

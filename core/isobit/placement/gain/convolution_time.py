@@ -23,16 +23,12 @@ class Convolution:
 
     @classmethod
     def of(cls, graph: Graph, node: Node, sizes: TensorSizes) -> Convolution | None:
-        """That of a Conv with constant weights; None for other nodes, and where sizes are not known.
-
-        None, too, where there are more weights than elements, as behind a pooling of all positions: there the time is
-        that of reading weights, of which integers are a quarter.
-        """
+        """That of a Conv with constant weights; None for other nodes, and where sizes are not known."""
         weight = graph.weights.get(node.input(1) or "")
         if node.op != "Conv" or weight is None:
             return None
         read, written = sizes.elements(node.inputs[0] or ""), sizes.elements(node.outputs[0])
-        if read is None or written is None or prod(weight.shape) > read + written:
+        if read is None or written is None:
             return None
         groups = int(node.attributes.get("group", 1))
         outputs, inputs, *kernel = weight.shape
@@ -42,6 +38,14 @@ class Convolution:
     def multiply_adds(self) -> float:
         """Of one sample."""
         return self.written * self.inputs / self.groups * self.taps
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether there are more weights than elements, as behind a pooling of all positions.
+
+        There the time is that of reading weights, of which integers are a quarter.
+        """
+        return self.inputs // self.groups * self.outputs * self.taps > self.read + self.written
 
     def in_float(self, costs: ConvolutionCosts) -> float:
         """Nanoseconds of the float kernel, which computes whole blocks of channels."""

@@ -19,11 +19,11 @@ class TensorSizes:
         self._graph = graph
         self._open: dict[str, float] = {}
         for name in graph.inputs:
-            shape = graph.tensors[name].shape if name in graph.tensors else None
-            self._open[name] = float(OPEN_SIZE ** sum(not isinstance(size, int) for size in (shape or ())[1:]))
+            self._open[name] = float(OPEN_SIZE ** (self._open_sizes(name) or 0))
         for node in graph.nodes:
             scale = next((self._open[name] for name in node.inputs if name in self._open), 1.0)
-            self._open.update(dict.fromkeys(node.outputs, max(scale / _strides(node), 1.0)))
+            for name in node.outputs:
+                self._open[name] = max(scale / self._strides(node), 1.0) if self._open_sizes(name) != 0 else 1.0
 
     def elements(self, name: str) -> float | None:
         """Elements of a tensor, the batch left out; None where its rank or its channels are not known."""
@@ -33,9 +33,18 @@ class TensorSizes:
         sizes = info.shape[1:]
         if info.channel_axis is not None and not isinstance(info.shape[info.channel_axis], int):
             return None
-        known = prod(size for size in sizes if isinstance(size, int))
-        return known * (self._open[name] if any(not isinstance(size, int) for size in sizes) else 1.0)
+        return prod(size for size in sizes if isinstance(size, int)) * self._open[name]
 
+    def _open_sizes(self, name: str) -> int | None:
+        """How many sizes of a tensor are open beside the batch; None where its rank is not known."""
+        info = self._graph.tensors.get(name)
+        if info is None or info.shape is None:
+            return None
+        return sum(not isinstance(size, int) for size in info.shape[1:])
 
-def _strides(node: Node) -> int:
-    return prod(node.attributes.get("strides") or ()) if node.op in _STRIDING else 1
+    def _strides(self, node: Node) -> int:
+        """By how much a node divides open sizes: its strides along axes whose sizes are open."""
+        strides = tuple(node.attributes.get("strides") or ()) if node.op in _STRIDING else ()
+        info = self._graph.tensors.get(node.outputs[0])
+        sizes = (None,) * len(strides) if info is None or info.shape is None else info.shape[2:]
+        return prod(stride for stride, size in zip(strides, sizes, strict=False) if not isinstance(size, int))

@@ -74,18 +74,17 @@ class _Division:
         self._inner = {node.name for chain in chains for node in chain.nodes[1:]}
         self._integer = {node.name for node in graph.nodes if node.name in quantized or is_tie(node)} - self._inner
         self._fixed = {name for name, node in quantized.items() if name in asked or node.op in WEIGHTED | RECURRENT}
-        self._layers: dict[str, Convolution] = {}
-        for name, node in quantized.items():
-            layer = Convolution.of(graph, node, self._sizes)
-            if layer is not None and name not in asked and name not in self._inner:
-                self._layers[name] = layer
-                self._fixed.discard(name)
+        found = {node.name: Convolution.of(graph, node, self._sizes) for node in graph.nodes}
+        self._convolutions = {name: layer for name, layer in found.items() if layer is not None}
+        free = quantized.keys() - self._inner - set(asked)
+        self._layers = {n: layer for n, layer in self._convolutions.items() if n in free and not layer.reads_weights}
+        self._fixed -= self._layers.keys()
         self._curves = {curve.name: name for name in self._layers if (curve := self._curve(name)) is not None}
 
     def thin(self) -> frozenset[str]:
         """The names of the convolutions that are in float in the cheapest division."""
         macs = {node.name: float(multiply_adds(self._graph, node, of_one=True) or 0) for node in self._graph.nodes}
-        macs.update({name: layer.multiply_adds for name, layer in self._layers.items()})
+        macs.update({name: layer.multiply_adds for name, layer in self._convolutions.items()})
         free = self._cut(0.0)
         for name in self._layers:
             free.forbid(CheapestCut.INTEGERS, name)
@@ -170,11 +169,12 @@ class _Division:
         cut.add(wide, CheapestCut.FLOAT, elements * costs.quantize + costs.node)
         if layer is not None:
             cut.add(wide, layer, moved)
-        for reader in self._readers(tensor):
+        readers = self._readers(tensor)
+        if layer is not None and (tensor in self._graph.output_tensors or not self._integer.issuperset(readers)):
+            cut.add(CheapestCut.INTEGERS, layer, moved)
+        for reader in readers:
             if reader in self._integer:
                 cut.forbid(reader, wide)
-            elif layer is not None:
-                cut.add(CheapestCut.INTEGERS, layer, moved)
             if reader in self._layers and layer is not None:
                 cut.add(layer, reader, moved)
             elif reader in self._layers and not (node is None and self._layers[reader].inputs < costs.channel_block):
