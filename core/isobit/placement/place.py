@@ -24,12 +24,12 @@ from isobit.placement.channel_factors import channel_factors
 from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import Chain, find_chains
+from isobit.placement.gain.time_gain import TimeGain
 from isobit.placement.inner_overrides import settle_inner_overrides
 from isobit.placement.masked_tensors import has_mask_constant, masked_scores, masked_tensors
 from isobit.placement.plan import WITHOUT_GAIN, Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
-from isobit.placement.gain.time_gain import TimeGain
 from isobit.targets.target import Target
 
 logger = logging.getLogger(__name__)

@@ -72,7 +72,7 @@ def _computes_in_float(node: ir.Node, index: int) -> bool:
 
 
 def _reads_dequantized(node: ir.Node) -> bool:
-    """Whether a layer reads what was on integers, maybe behind operations that move values, as a Pad, which it fuses."""
+    """Whether a layer reads what was on integers, maybe behind operations that move values, such as a Pad."""
     value = node.inputs[0]
     producer = None if value is None else value.producer()
     while producer is not None and producer.op_type in VALUE_PRESERVING and producer.inputs[0] is not None:

@@ -1,7 +1,7 @@
 """Which convolutions stay in float because they are thin: integers, and the conversions around them, take longer.
 
-A kernel of integers gathers what it reads, tap by tap, and hands it on in another layout than float kernels do; with few
-channels, or one kernel a channel, that takes longer than the products. A curve behind a convolution (HardSwish) is
+A kernel of integers gathers what it reads, tap by tap, and hands it on in another layout than float kernels do; with
+few channels, or one kernel a channel, that takes longer than the products. A curve behind a convolution (HardSwish) is
 computed along with it in float, and by kernels of its own between integers. What is best for one layer depends on its
 neighbours, since each change between float and integers costs a conversion: all of them are decided at once. A float
 convolution never reads what a kernel of integers hands on without a curve between: runtimes would take it for one whose
