@@ -168,7 +168,11 @@ def test_weights_in_constants_and_branches() -> None:
 def test_scales_of_16_bits(is_half: bool) -> None:
     weight, _ = stored(TensorProto.INT8, (32, 8))
     kind = TensorProto.FLOAT16 if is_half else TensorProto.FLOAT
-    nodes = [node("DequantizeLinear", "w_quantized s", "a"), node("Cast", "a", "w", to=kind), node("MatMul", "x w", "y")]
+    nodes = [
+        node("DequantizeLinear", "w_quantized s", "a"),
+        node("Cast", "a", "w", to=kind),
+        node("MatMul", "x w", "y"),
+    ]
     held: dict[str, Any] = {"w_quantized": weight, "s": constant("s", 0.013, np.float16)}
     proto = model(nodes, [value("x", ["n", 32], kind)], [value("y", None, kind)], held, 19)
     assert_opened_as_given(proto, X.astype(np.float16 if is_half else np.float32), 2e-2 if is_half else 1e-4)

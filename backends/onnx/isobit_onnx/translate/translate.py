@@ -15,8 +15,8 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
 from isobit.graph.ops import BODIES, BODY_WEIGHTS
 from isobit_onnx.read import wide_floats
-from isobit_onnx.read.fused import stored_weights
 from isobit_onnx.read.bodies.branches import METADATA, depends_on_signal
+from isobit_onnx.read.fused import stored_weights
 from isobit_onnx.translate.body_weights import body_weights
 
 
