@@ -1,6 +1,8 @@
-"""Files that lose channels: sizes that they write down are those that are left."""
+"""Smaller files: those that lose channels write down the sizes that are left, and no file says anything twice."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -41,3 +43,23 @@ def test_a_reshape_behind_a_pooling_counts_the_channels_that_are_left(shape: tup
     assert sizes["v"][0] == sizes["h"][1] < 12
     (found,) = runtime(small.model, batch).values()
     assert found.shape == (7, 5)
+
+
+def test_a_file_says_types_of_constants_once(tmp_path: Path) -> None:
+    """Of small layers with long names, most bytes of a file are names."""
+    file = model(
+        [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r w", "y")],
+        [value("x", ("n", 4))],
+        [value("y", ("n", 4))],
+        {"w": RNG.normal(size=(4, 4))},
+    )
+    sim = isobit.QuantSim(file, target="default")
+    sim.calibrate([{"x": RNG.normal(size=(2, 4)).astype(np.float32)}], "minmax")
+    sim.export(tmp_path)
+    written = onnx.load(tmp_path / "model.qdq.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    constants = {tensor.name for tensor in written.graph.initializer}
+    said = {info.name for info in written.graph.value_info}
+    assert constants
+    assert said
+    assert not constants & said

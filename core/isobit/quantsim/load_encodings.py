@@ -83,6 +83,13 @@ def load_encodings(
             config = replace(config, overrides={**(config.overrides or {}), **float_names})
             plan = simulation.place(simulation.graph, config, apart)
             mapped = map_to_plan(encodings, simulation.graph, plan)
+    crossed = _across_the_axis(simulation.graph, plan, mapped.encodings)
+    if crossed and strict:
+        name, why = next(iter(crossed.values()))
+        raise EncodingError(f"{name!r}: {why}")
+    for site, (name, why) in crossed.items():
+        del mapped.encodings[site]
+        mapped.ignored[name] = why
     _check_constants(simulation.graph, plan, mapped.encodings)
     everything = _with_the_rest(plan, mapped.encodings, simulation.encodings if partial else Encodings())
     missing = tuple(site for site in plan.placements if site not in everything)
@@ -212,17 +219,27 @@ def _missing(plan: Plan, encodings: Mapping[Site, Encoding]) -> list[Site]:
     return [site for site, placement in plan.placements.items() if site not in encodings and placement.kind != "bias"]
 
 
-def _check_constants(graph: Graph, plan: Plan, encodings: Mapping[Site, Encoding]) -> None:
-    """Refuse scales that do not lie along the axis of the graph, or do not fit the constant."""
+def _across_the_axis(graph: Graph, plan: Plan, encodings: Mapping[Site, Encoding]) -> dict[Site, tuple[str, str]]:
+    """Constants whose scales lie along another axis than that of the graph: name and reason."""
+    crossed = {}
     for site, encoding in encodings.items():
         placement = plan.placements[site]
         granularity = encoding.spec.granularity
-        if placement.kind == "activation":
+        if placement.kind == "activation" or not isinstance(granularity, PerChannel | PerBlock | Lpbq):
+            continue
+        own_axis = placement.channel_axis if isinstance(granularity, PerChannel) else placement.block_axis
+        if encoding.axis != own_axis:
+            why = f"its scales lie along axis {encoding.axis}, in the graph along {own_axis}"
+            crossed[site] = constant_name(graph, site), why
+    return crossed
+
+
+def _check_constants(graph: Graph, plan: Plan, encodings: Mapping[Site, Encoding]) -> None:
+    """Refuse scales that do not fit the constant."""
+    for site, encoding in encodings.items():
+        if plan.placements[site].kind == "activation":
             continue
         name = constant_name(graph, site)
-        own_axis = placement.channel_axis if isinstance(granularity, PerChannel) else placement.block_axis
-        if isinstance(granularity, PerChannel | PerBlock | Lpbq) and encoding.axis != own_axis:
-            raise EncodingError(f"{name!r}: its scales lie along axis {encoding.axis}, in the graph along {own_axis}")
         try:
             encoding.broadcast(graph.weights[name].shape)
         except EncodingError as error:

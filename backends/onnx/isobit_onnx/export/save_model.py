@@ -14,9 +14,19 @@ from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
 def save_model(model: ir.Model, path: Path) -> None:
     """Write a model file; weights beyond the protobuf limit go beside it, into ``<name>.data``."""
     if weight_bytes(model) < PROTOBUF_LIMIT:
-        onnx.save(put_back(model, self_contained(model)), path)
+        proto = put_back(model, self_contained(model))
+        _drop_repeated_types(proto.graph)
+        onnx.save(proto, path)
     else:
         ir.save(model, path, external_data=f"{path.name}.data")
+
+
+def _drop_repeated_types(graph: onnx.GraphProto) -> None:
+    """Types and shapes of initializers stand in their tensors: said again, they take a tenth of some files."""
+    held = {tensor.name for tensor in graph.initializer}
+    others = [info for info in graph.value_info if info.name not in held]
+    del graph.value_info[:]
+    graph.value_info.extend(others)
 
 
 def self_contained(model: ir.Model) -> onnx.ModelProto:

@@ -33,6 +33,7 @@ from isobit_onnx.read.constant_outputs import hand_on_constants
 from isobit_onnx.read.einsum import expand_einsums, split_einsums
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.fused.fused_ops import expand_fused
+from isobit_onnx.read.fused.stored_weights import QDQ, quantizes_activations, widen_stored_weights
 from isobit_onnx.read.inference.map_types import from_proto, load_file
 from isobit_onnx.read.inference.shape_inference import run_shape_inference
 from isobit_onnx.read.initializers import SMALL_TENSOR, describe
@@ -44,8 +45,6 @@ from isobit_onnx.read.recurrent.split_directions import split_directions
 from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
 from isobit_onnx.read.unused_nodes import remove_unused
 from isobit_onnx.read.wide_floats import widen_floats
-
-_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
 #: Passes log what they leave alone; the report says it better.
 _PASS_LOGGERS = ("onnx_ir", "onnxscript")
@@ -108,10 +107,12 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
     _use_one_name_for_onnx(model)
     if not len(model.graph.outputs) or "" not in model.opset_imports:
         raise ModelError(f"{where} is not an ONNX model, or is truncated: it has no outputs or no opset")
-    ops = (node.op_type for node in model.graph)
-    quantized = next((op for op in ops if op in _QUANTIZED or op.startswith("QLinear")), None)
+    quantized = quantizes_activations(model)
     if quantized is not None:
-        raise ModelError(f"{where} is quantized already (it holds {quantized}): start from the float model")
+        raise ModelError(
+            f"{where} is quantized already (it holds {quantized}): start from the float model that it was made from"
+            + (", to which sim.load_encodings() of this file gives its grids" if quantized in QDQ else "")
+        )
     opset = model.opset_imports[""]
     if opset < OLDEST_OPSET:
         raise ModelError(f"{where} has opset {opset}; isobit reads {OLDEST_OPSET} and newer: export it again")
@@ -144,6 +145,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
         _run(passes.TopologicalSortPass(), model)
+        widen_stored_weights(model)
         widen_floats(model)
         run_shape_inference(model)
         raise_opset(model, where)

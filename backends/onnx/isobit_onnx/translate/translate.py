@@ -16,6 +16,7 @@ from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
 from isobit.graph.ops import BODIES, BODY_WEIGHTS
 from isobit_onnx.read import wide_floats
 from isobit_onnx.read.bodies.branches import METADATA, depends_on_signal
+from isobit_onnx.read.fused import stored_weights
 from isobit_onnx.translate.body_weights import body_weights
 
 
@@ -48,6 +49,12 @@ class _Translator:
         if wide_floats.METADATA in self.model.metadata_props:
             types = self.model.metadata_props[wide_floats.METADATA]
             self.notes.append(f"the layers are {types} in the model as given: they are computed in float32")
+        if stored_weights.METADATA in self.model.metadata_props:
+            types = self.model.metadata_props[stored_weights.METADATA]
+            self.notes.append(
+                f"weights are integers ({types}) in the model as given: they are opened as the floats that these stand "
+                "for and quantized anew; sim.load_encodings(the file, strict=False, freeze=True) keeps the integers"
+            )
         for value in graph.inputs:
             self._tensor(_name(value), value)
         for value in graph.initializers.values():
