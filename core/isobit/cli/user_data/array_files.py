@@ -139,7 +139,7 @@ def _read_npz(path: Path, graph: Graph) -> tuple[Arrays, Arrays, list[str]]:
 def _label_names(names: Sequence[str], graph: Graph) -> dict[str, str]:
     """The array with the labels of each output that has some: ``label_NAME`` for any, ``label`` for the first."""
     found = {}
-    for number, output in enumerate(graph.outputs):
+    for number, output in enumerate(graph.outputs or [""]):
         wanted = [f"{label}_{output}" for label in LABELS] + (list(LABELS) if number == 0 else [])
         there = next((name for name in wanted if name in names and name not in graph.inputs), None)
         if there is not None:
