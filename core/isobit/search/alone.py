@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from isobit.analysis.sensitivity.split_batches import split
+from isobit.analysis.sensitivity.split_batches import a_few_of_each
 from isobit.analysis.tensor_noise import Floats
 from isobit.analysis.trials import Trials, ratios_of_samples
 from isobit.backend.checked_model import CheckedModel
@@ -48,12 +48,12 @@ class Alone:
 def measure_alone(trials: Trials, exact: CheckedModel, groups: Sequence[Sequence[Site]], shares: Floats) -> Alone:
     """Run each group alone, those with the largest `shares`; of the others the shares tell.
 
-    The samples are the first ones, and the distance in decibels to all samples is that of all quantizers together.
+    The samples are the first ones of each batch, and the distance in decibels to all samples is that of all quantizers together.
     """
     axes = SampleAxes.of(exact.graph)
     order = np.argsort(-shares, kind="stable")
     some = max(_FEWEST, math.floor(_PASSES * trials.samples / max(1, min(len(order), _MEASURED))))
-    head, _ = split(trials.batches, axes, some)
+    head = a_few_of_each(trials.batches, axes, some)
     judge = Judge.of(exact, head)
     to_all = _from_few_to_all(trials, head)
     noise = shares * trials.noise
