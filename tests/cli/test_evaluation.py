@@ -233,7 +233,7 @@ def test_labels_of_several_outputs():
     result = comparison.result
     assert (result.output, result.float_accuracy, result.exported_accuracy) == ("one", expected["one"], expected["one"])
     of = result.further["two"]
-    assert (of.float, of.simulated, of.exported) == (expected["two"],) * 3
+    assert (of.exact, of.simulated, of.exported) == (expected["two"],) * 3
     only = Evaluator.of(Dataset(x, graph, batch_size=3), {"two": labels["two"]})
     assert only.accuracies(run) == {"two": expected["two"]}
     assert only.result.output == "two"

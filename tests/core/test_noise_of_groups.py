@@ -32,7 +32,7 @@ def test_two_groups_have_what_the_sum_of_their_errors_has(monkeypatch) -> None:
 
 
 def test_runs_of_groups_take_a_few_passes() -> None:
-    """On the first samples of each batch alone, at the distance from all of them that the whole simulator has."""
+    """On the first samples alone, at the distance from all of them that the whole simulator has."""
     network = chain(3, spread=0.3)
     sim = simulator(network, weights="int6")
     data = [network.batch(16, seed) for seed in range(2)]

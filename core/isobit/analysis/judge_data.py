@@ -126,7 +126,8 @@ def _growth(parts: Sequence[Histogram], spec: QuantSpec, scheme: Calibrator) -> 
     bins = [Bins.of(part) for part in parts]
     exact = np.array(noises_with(bins, _sum(parts), spec, scheme))
     rest = [noises_with(bins, _sum([*parts[:i], *parts[i + 1 :]]), spec, scheme) for i in range(len(parts))]
-    return np.maximum(np.divide(rest, exact, out=np.ones((len(parts),) * 2), where=exact > 0), 1.0)
+    growth = np.divide(rest, exact, out=np.ones((len(parts),) * 2), where=exact > 0)
+    return np.asarray(np.maximum(growth, 1.0))
 
 
 def noise_with(bins: Bins, seen: Histogram, spec: QuantSpec, scheme: Calibrator) -> float:

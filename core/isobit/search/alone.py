@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from isobit.analysis.sensitivity.split_batches import a_few_of_each
+from isobit.analysis.sensitivity.split_batches import split
 from isobit.analysis.tensor_noise import Floats
 from isobit.analysis.trials import Trials, ratios_of_samples
 from isobit.backend.checked_model import CheckedModel
@@ -48,16 +49,16 @@ class Alone:
 def measure_alone(trials: Trials, exact: CheckedModel, groups: Sequence[Sequence[Site]], shares: Floats) -> Alone:
     """Run each group alone, those with the largest `shares`; of the others the shares tell.
 
-    The samples are the first ones of each batch, and the distance in decibels to all samples is that of all quantizers together.
+    The samples are the first ones, and the distance in decibels to all samples is that of all quantizers together.
     """
     axes = SampleAxes.of(exact.graph)
     order = np.argsort(-shares, kind="stable")
     some = max(_FEWEST, math.floor(_PASSES * trials.samples / max(1, min(len(order), _MEASURED))))
-    head = a_few_of_each(trials.batches, axes, some)
+    head, _ = split(trials.batches, axes, some)
     judge = Judge.of(exact, head)
     to_all = _from_few_to_all(trials, head)
     noise = shares * trials.noise
-    errors: dict[int, list[Floats]] = {}
+    errors: dict[int, list[NDArray[np.float32]]] = {}
     ratios = []
     for index in (int(number) for number in order[:_MEASURED]):
         with trials.model_alone(groups[index]) as model:
@@ -84,7 +85,7 @@ def _from_few_to_all(trials: Trials, head: Sequence[Batch]) -> float:
     return away if math.isfinite(away) else 0.0
 
 
-def _crossed(noise: Floats, errors: Mapping[int, Sequence[Floats]]) -> dict[tuple[int, int], float]:
+def _crossed(noise: Floats, errors: Mapping[int, Sequence[NDArray[np.float32]]]) -> dict[tuple[int, int], float]:
     """Twice the product of the errors of two groups, by the mean of their correlations in each sample."""
     indices = [index for index, rows in errors.items() if rows and noise[index] > 0]
     rows_of = {index: [row for batch in errors[index] for row in batch] for index in indices}

@@ -93,7 +93,9 @@ class Program:
     @cached_property
     def _cost_row(self) -> Floats:
         none = np.zeros((self.noise.shape[1],) * 2)
-        return np.concatenate([self.costs.single.ravel(), *(self.costs.pairs.get(p, none).ravel() for p in self._pairs)])
+        return np.concatenate(
+            [self.costs.single.ravel(), *(self.costs.pairs.get(p, none).ravel() for p in self._pairs)]
+        )
 
     @cached_property
     def _noise_row(self) -> Floats:

@@ -21,6 +21,7 @@ from isobit.search.formats import Candidate
 from isobit.search.groups import Groups
 from isobit.search.operations import Floats
 
+
 @dataclass(frozen=True, eq=False)
 class GroupNoise:
     """Energy of the error to that of the outputs: of each group in each format, and of two beside their sum.

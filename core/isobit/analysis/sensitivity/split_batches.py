@@ -1,4 +1,4 @@
-"""Samples of batches: the first ones and the rest, a few of each, or those from one to another."""
+"""Samples of batches: the first ones and the rest, or those from one to another."""
 
 from __future__ import annotations
 
@@ -19,13 +19,6 @@ def split(batches: Sequence[Batch], axes: SampleAxes, some: int) -> tuple[list[B
         if front is not batch:
             rest.append(taken(batch, axes, left, size))
     return head, rest
-
-
-def a_few_of_each(batches: Sequence[Batch], axes: SampleAxes, some: int) -> list[Batch]:
-    """The first samples of each batch, about `some` together, at least one of each; whole batches where none is cut."""
-    count = max(1, round(some / max(1, len(batches))))
-    cut = [taken(batch, axes, 0, count) for batch in batches]
-    return cut if axes.size(cut) <= max(some, len(batches)) else split(batches, axes, some)[0]
 
 
 def taken(batch: Batch, axes: SampleAxes, start: int, end: int) -> Batch:

@@ -24,7 +24,7 @@ _Classes = dict[str, list[NDArray[np.int64]]]  # by output, batch after batch
 class Accuracy:
     """Shares of samples of which an output has the right class, 0..1; None where they were not measured."""
 
-    float: float | None = None
+    exact: float | None = None  # of the float model
     simulated: float | None = None
     exported: float | None = None
 
@@ -69,7 +69,9 @@ class Evaluator:
     def of(cls, dataset: Dataset, labels: Mapping[str, NDArray[Any]]) -> Evaluator:
         """For labels by output, of which the first counts as the output; the model's first where there are none."""
         first = next(iter(labels or dataset.graph.outputs))
-        return cls(dataset, labels.get(first), first, {name: values for name, values in labels.items() if name != first})
+        return cls(
+            dataset, labels.get(first), first, {name: values for name, values in labels.items() if name != first}
+        )
 
     def accuracies(self, run: Run) -> dict[str, float]:
         """Top-1 accuracy of each labelled output of one model. Raises DataError for one that scores no classes."""
@@ -138,8 +140,7 @@ class Evaluator:
         labels = self.labels.get(name)
         if labels is not None and labels.size and int(labels.max()) >= scores.shape[1]:
             raise DataError(
-                f"label {int(labels.max())} is out of range: output {name!r} scores classes "
-                f"0 to {scores.shape[1] - 1}"
+                f"label {int(labels.max())} is out of range: output {name!r} scores classes 0 to {scores.shape[1] - 1}"
             )
         return np.asarray(scores.argmax(axis=1), np.int64)
 

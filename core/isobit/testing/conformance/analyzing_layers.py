@@ -68,7 +68,7 @@ class LayerAnalyzingConformance(ConformanceBase):
         for factor, cause in ((1 / 8, "clipping"), (16, "wide range")):
             sim, data = _simulator(open_network(network))
             name = _source(sim.graph, _layer(sim.graph, op, index).inputs[0] or "")
-            wrong: dict[Site, Encoding | None] = {
+            wrong: dict[Site, Encoding] = {
                 site: Encoding(encoding.spec, encoding.scale * np.float32(factor), encoding.zero_point)
                 for site, encoding in sim.simulation.model.encodings().items()
                 if sim.plan.placements[site].tensor == name
