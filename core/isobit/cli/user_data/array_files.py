@@ -18,7 +18,10 @@ LABELS = ("label", "labels")
 
 
 def load_array_file(path: Path, graph: Graph, samples: int | None) -> DataFiles:
-    """A whole set in one file: a .npz with an array an input (and ``label``, ``label_NAME`` of an output), or a .npy for a model of one input."""
+    """A whole set in one file: a .npz with an array an input, or a .npy for a model of one input.
+
+    A .npz may have labels: ``label`` of the first output, ``label_NAME`` of any.
+    """
     arrays, labels, notes = _read(path, graph)
     count = max((len(array) for array in arrays.values() if array.ndim), default=0)
     for output, array in labels.items():
