@@ -67,7 +67,8 @@ def load_evaluate(path: Path, graph: Graph, images: ImageOptions, batch_size: in
     if not files.labels:
         raise EvaluateError(
             f"{path} holds no array 'label' or 'labels', so it says nothing of how good a model is: add the labels "
-            "(label_NAME for those of an output NAME), name a .py with a function evaluate(model), which may return a figure for each output, or leave "
+            "(label_NAME for those of an output NAME), name a .py with a function evaluate(model), "
+            "which may return a figure for each output, or leave "
             "--evaluate out for agreement with the float model"
         )
     dataset = Dataset(files.source, graph, batch_size=batch_size, ignore_non_finite=ignore_non_finite)
