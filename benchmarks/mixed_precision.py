@@ -183,7 +183,7 @@ def main() -> None:
         print(f"{order} ({len(found)} points)")
         for cost, ratio, predicted, top in found:
             print(f"  {cost:6.3f}  {ratio:5.1f} dB  ({predicted:5.1f} predicted)  {top:6.2f} %")
-    print(f"runs for the curve: {count} groups alone on {SAMPLES} samples, and two passes")
+    print(f"runs for the curve: {count} groups alone in {search.passes:.1f} passes over {SAMPLES} samples, and five")
     curve = points.pop("mixed precision")
     for order, found in points.items():
         beaten = [point for point in found if any(c <= point[0] * (1 + 1e-9) and r >= point[1] for c, r, *_ in curve)]

@@ -30,7 +30,7 @@ def test_npz_by_input_name(tmp_path, pair):
     np.savez(tmp_path / "d.npz", a=a, b=b, other=a, label=np.arange(5))
     files = load(tmp_path / "d.npz", pair, PLAIN)
     assert set(files.source) == {"a", "b"}
-    assert files.labels.tolist() == [0, 1, 2, 3, 4]
+    assert {name: array.tolist() for name, array in files.labels.items()} == {"": [0, 1, 2, 3, 4]}
     assert "other" in files.notes[0]
     assert [len(batch["a"]) for batch in batches(files, pair, batch_size=2)] == [2, 2, 1]
 
@@ -58,7 +58,7 @@ def test_lone_array_of_any_name_is_the_lone_input(tmp_path, graph):
 def test_input_named_label_is_no_label(tmp_path, make_graph):
     np.savez(tmp_path / "d.npz", label=np.ones((5, 3), np.float32))
     files = load(tmp_path / "d.npz", make_graph(label=("n", 3)), PLAIN)
-    assert files.labels is None
+    assert files.labels == {}
     assert set(files.source) == {"label"}
 
 
@@ -69,12 +69,25 @@ def test_npy_is_mapped_not_read(tmp_path, graph):
     assert len(batches(files, graph, batch_size=2)) == 3
 
 
+def test_labels_of_outputs(tmp_path, graph):
+    graph = graph.with_nodes((), outputs={"one": "x", "two": "x", "names": "x"})
+    x, one = np.ones((5, 3), np.float32), np.arange(5)
+    np.savez(tmp_path / "d.npz", x=x, label=one, labels_two=one + 1, label_three=one)
+    files = load(tmp_path / "d.npz", graph, PLAIN, samples=4)
+    assert {name: array.tolist() for name, array in files.labels.items()} == {"one": [0, 1, 2, 3], "two": [1, 2, 3, 4]}
+    assert "also holds label_three, which the model does not read" in files.notes[0]
+    assert "labels of an output are called label_ and its name: one, two, names" in files.notes[0]
+    np.savez(tmp_path / "e.npz", x=x, label_one=one, label_two=one[:3])
+    with pytest.raises(DataError, match=r"the labels of 'two' have shape \(3,\), and there are 5 samples"):
+        load(tmp_path / "e.npz", graph, PLAIN)
+
+
 def test_samples_caps_the_first(tmp_path, graph):
     x = np.arange(30, dtype=np.float32).reshape(10, 3)
     np.savez(tmp_path / "d.npz", x=x, label=np.arange(10))
     files = load(tmp_path / "d.npz", graph, PLAIN, samples=4)
     np.testing.assert_array_equal(files.source["x"], x[:4])
-    assert files.labels.tolist() == [0, 1, 2, 3]
+    assert files.labels[""].tolist() == [0, 1, 2, 3]
     assert "the first 4 of 10" in files.notes[0]
 
 

@@ -203,3 +203,38 @@ def test_parts_of_an_output_that_is_put_together():
     assert comparison.result.sqnr["y[scores]"] == pytest.approx(0)
     assert comparison.result.sqnr["y[boxes]"] == pytest.approx(boxes, abs=1e-3)
     assert comparison.result.sqnr["y"] > 40
+
+
+def test_labels_of_several_outputs():
+    """Each against a loop over its samples; the first that has labels is the output whose agreement is counted."""
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((7, 4)).astype(np.float32), rng.standard_normal((7, 3)).astype(np.float32)
+    x = np.concatenate([first, second], axis=1)
+    graph = Graph(
+        (Node("a", "Slice", ("x",), ("one",), {}), Node("b", "Slice", ("x",), ("two",), {})),
+        ("x",),
+        {"one": "one", "two": "two"},
+        {"x": TensorInfo(("n", 7)), "one": TensorInfo(("n", 4)), "two": TensorInfo(("n", 3))},
+        {},
+    )
+    labels = {"one": rng.integers(0, 4, 7), "two": rng.integers(0, 3, 7)}
+
+    def run(batch, factor=1):
+        return {"one": factor * batch["x"][:, :4], "two": batch["x"][:, 4:]}
+
+    expected = {
+        name: sum(int(np.argmax(row)) == label for row, label in zip(scores, labels[name], strict=True)) / 7
+        for name, scores in (("one", first), ("two", second))
+    }
+    comparison = Evaluator.of(Dataset(x, graph, batch_size=3), labels)
+    assert comparison.accuracies(run) == expected
+    comparison.compare(run, lambda batch: run(batch, -1))
+    comparison.exported(run)
+    result = comparison.result
+    assert (result.output, result.float_accuracy, result.exported_accuracy) == ("one", expected["one"], expected["one"])
+    of = result.further["two"]
+    assert (of.exact, of.simulated, of.exported) == (expected["two"],) * 3
+    only = Evaluator.of(Dataset(x, graph, batch_size=3), {"two": labels["two"]})
+    assert only.accuracies(run) == {"two": expected["two"]}
+    assert only.result.output == "two"
+    assert Evaluator.of(Dataset(x, graph), {}).result.output == "one"

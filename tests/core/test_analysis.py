@@ -361,6 +361,27 @@ def test_the_data_is_judged() -> None:
     assert "data: 16 more samples would change" in found.text()
 
 
+def test_one_loud_part_is_told_as_what_it_costs() -> None:
+    """Values of 16 bits that are cut off have noise a thousand times that of rounding: in one sample, not in all."""
+    network = chain(2, spread=0)
+    data = [network.batch(8, seed) for seed in range(4)]
+    data[0] = {name: np.array(values) for name, values in data[0].items()}
+    for values in data[0].values():
+        values[0] *= 1.3 * max(np.abs(batch["x"]).max() for batch in data) / np.abs(values[0]).max()
+    sim = simulator(network, overrides={"x": "uint16"})
+    sim.calibrate(data, "minmax")
+    found = isobit.analyze(sim, data, checks=0).data
+    ratios = []
+    for left in range(4):
+        sim.calibrate([batch for number, batch in enumerate(data) if number != left], "minmax")
+        ratios.append(isobit.analyze(sim, data, checks=0).sqnr)
+    sim.calibrate(data, "minmax")
+    loss = isobit.analyze(sim, data, checks=0).sqnr - float(np.mean(ratios))
+    assert found.more is not None
+    assert loss - 0.1 < found.more < max(loss, 0.0) + 2
+    assert found.unstable["x"] > 10
+
+
 def test_what_is_said_of_parts_holds_for_two_batches_and_for_one_sample() -> None:
     network = chain(2, spread=0)
     sim = simulator(network)

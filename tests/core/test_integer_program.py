@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -19,8 +19,11 @@ from isobit.search.operations import Costs, costs_of
 from isobit.testing.networks import NETWORKS, NetworkBuilder
 
 
-def _program(seed: int, groups: int = 5, formats: int = 3) -> Program:
-    """Random costs that grow with the format and noise that falls, some formats not allowed, and random neighbours."""
+def _program(seed: int, groups: int = 5, formats: int = 3, *, is_crossed: bool = False) -> Program:
+    """Random costs that grow with the format and noise that falls, some formats not allowed, and random neighbours.
+
+    Where `is_crossed` errors of groups in the first format are random vectors: some add up, some cancel.
+    """
     rng = np.random.default_rng(seed)
     single = np.cumsum(rng.uniform(0, 10, (groups, formats)), axis=1)
     noise = np.sort(rng.uniform(0, 1, (groups, formats)), axis=1)[:, ::-1] * 10.0 ** rng.integers(-6, 1, (groups, 1))
@@ -28,12 +31,20 @@ def _program(seed: int, groups: int = 5, formats: int = 3) -> Program:
     noise[rng.integers(groups), formats - 1] = 0.0
     edges = {(int(a), int(b)) for a, b in rng.integers(0, groups, (6, 2)) if a != b}
     pairs = {edge: rng.uniform(0, 20, (formats, formats)) * (1 - np.eye(formats)) for edge in sorted(edges)}
-    return Program(Costs(single, pairs, "of the test"), noise)
+    crossed = {}
+    if is_crossed:
+        errors = rng.standard_normal((groups, 3)) + 1  # few dimensions: far from square to one another
+        errors *= np.sqrt(noise[:, :1]) / np.linalg.norm(errors, axis=1, keepdims=True)
+        for a, b in combinations(range(groups), 2):
+            crossed[a, b] = np.zeros((formats, formats))
+            crossed[a, b][0, 0] = 1.8 * float(errors[a] @ errors[b])
+    return Program(Costs(single, pairs, "of the test"), noise, crossed)
 
 
+@pytest.mark.parametrize("is_crossed", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_it_finds_what_brute_force_finds(seed: int) -> None:
-    program = _program(seed)
+def test_it_finds_what_brute_force_finds(seed: int, *, is_crossed: bool) -> None:
+    program = _program(seed, is_crossed=is_crossed)
     groups, formats = program.noise.shape
     every = [c for c in product(range(formats), repeat=groups) if np.isfinite(program.noise_of(c))]
     costs = {choice: program.costs.of(choice) for choice in every}

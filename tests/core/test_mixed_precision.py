@@ -97,7 +97,7 @@ def test_groups_to_which_no_noise_was_followed_back(monkeypatch) -> None:
     simulation = sim.simulation
     formats = parse_candidates(simulation, ["int8", "int16"])
     groups = Groups(simulation)
-    noise = sensitivity.noise_by_group(simulation, groups, formats, formats[0], 8, data)
+    noise = sensitivity.noise_by_group(simulation, groups, formats, formats[0], 8, data).single
     assert noise.shape == (len(groups.all), 2)
     assert np.all(noise[:, 1] < 1e-3 * noise[:, 0])
 

@@ -34,6 +34,9 @@ from isobit.techniques.layers.weighted_layer import LAYERS, bias_obstacle
 #: A change that costs less is taken where it gains this part, in dB, of what the best one does.
 _ENOUGH = 0.7
 
+#: What a range may leave of the noise of a site whose range was wrong.
+_MENDED = 0.1
+
 #: Decibels of scatter from which on a prediction says that it is no more than likely.
 _UNSURE = 0.25
 
@@ -92,7 +95,7 @@ def advise(findings: Findings, error: SiteError, without: float | None) -> Advic
     best = max(gains, default=0.0)
     if best < LEAST:
         return None
-    chosen = next(index for index, value in enumerate(gains) if value >= _ENOUGH * best)
+    chosen = next(i for i, value in enumerate(gains) if value >= _ENOUGH * best or _is_mended(error, options[i], value))
     option = options[chosen]
     scatter = error.scatter if option.gain is None else None
     # As much as the whole quantizer scatters, its part of the gain does too.
@@ -109,6 +112,12 @@ def advise(findings: Findings, error: SiteError, without: float | None) -> Advic
         option.bias or {},
         scatter,
     )
+
+
+def _is_mended(error: SiteError, option: _Option, gain: float) -> bool:
+    """Whether a range was what is wrong, and another one leaves little of that: more bits would hide the mistake."""
+    is_cause = error.cause in ("clipping", "wide range")
+    return option.change == "range" and is_cause and option.left <= _MENDED and gain >= LEAST
 
 
 def _options(findings: Findings, error: SiteError, is_run: bool) -> list[_Option]:

@@ -171,7 +171,7 @@ def _about_data(analysis: Analysis) -> Iterator[str]:
         gain = "nothing" if data.more < _NOTHING else f"no more than {data.more:.1f} dB"
         yield f"data: {count} more samples would change {gain} ({data.samples} were looked at)"
         name = max(data.unstable, key=lambda tensor: data.unstable[tensor])
-        if data.unstable[name] >= 1:
+        if data.unstable[name] >= 1 and data.more >= _NOTHING:
             cost = f"{data.unstable[name]:.1f} dB more noise where one of {data.parts} parts of the data is left out"
             yield f"data: the range of {name} is not settled: {cost}"
     if data.drift is not None:

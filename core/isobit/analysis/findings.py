@@ -140,7 +140,8 @@ class DataJudged:
 
     `duplicates` are pairs of equal samples by their numbers from 0. `unstable` has, for each tensor, the decibels that
     its noise grows by where one of `parts` parts of the data has no say in its range, the mean over the parts; `more`
-    what that comes to at the output: as much data again as a part holds gains no more. It is None for data of one
+    what that comes to at the output, the mean in dB over the part that is left out and the parts of which the outputs
+    are: as much data again as a part holds gains no more. It is None for data of one
     batch. There are four parts, or as many as batches where those are fewer. `drift` compares with a second
     set of data.
     """

@@ -10,6 +10,7 @@ import numpy as np
 
 from isobit.analysis.findings import DataJudged, SiteError
 from isobit.analysis.range_setters import SampleBounds, find_range_setters
+from isobit.analysis.tensor_noise import Floats
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.error import Bins, mean_square_errors
 from isobit.calibration.scheme import Calibrator
@@ -62,11 +63,13 @@ class SeenData:
 
     def judge(self, errors: Sequence[SiteError], scheme: Calibrator) -> DataJudged:
         """What the data is worth for the ranges that a scheme takes from it."""
-        costs = self._costs(scheme)
+        growths = self._growths(scheme)
+        costs = {name: self._cost(name, scheme) for name in growths}
         share = {str(site): error.share / len(error.sites) for error in errors for site in error.sites}
-        # The last part of the data changed the outputs by this; as much again changes them by no more.
-        relative = sum(share.get(name, 0.0) * (10 ** (cost / 10) - 1) for name, cost in costs.items())
-        more = 10 * math.log10(1 + relative) if costs else None
+        # The last part of the data changed the outputs by this; as much again changes them by no more. Outputs are
+        # judged by the mean of samples in decibels, so that one loud part that is cut off does not count for all.
+        relative = [share.get(name, 0.0) * (growth - 1) for name, growth in growths.items()]
+        more = float(10 * np.log10(1 + np.sum(relative, axis=0)).mean()) if growths else None
         return DataJudged(
             self.samples,
             self._duplicates(),
@@ -76,17 +79,26 @@ class SeenData:
             max(1, len(self._parts)),
         )
 
-    def _costs(self, scheme: Calibrator) -> dict[str, float]:
-        """Decibels that the noise of each tensor grows by where a part of the data has no say in its range."""
+    def _growths(self, scheme: Calibrator) -> dict[str, Floats]:
+        """By how much the noise of each tensor grows where a part has no say in its range: [left out, in which]."""
         if len(self._parts) < 2 or self._is_few:
             return {}
-        costs = {}
+        growths = {}
         for name, spec in self._formats.items():
             try:
-                costs[name] = _cost([part[name] for part in self._parts], spec, scheme)
+                growths[name] = _growth([part[name] for part in self._parts], spec, scheme)
             except IsobitError:  # a part that never reached the tensor
                 continue
-        return costs
+        return growths
+
+    def _cost(self, name: str, scheme: Calibrator) -> float:
+        """Decibels that the noise of a tensor in all parts grows by where one has no say in its range."""
+        spec, parts = self._formats[name], [part[name] for part in self._parts]
+        bins = Bins.of(_sum(parts))
+        exact = noise_with(bins, _sum(parts), spec, scheme)
+        rest = [noise_with(bins, _sum([*parts[:i], *parts[i + 1 :]]), spec, scheme) for i in range(len(parts))]
+        mean = float(np.mean(rest))
+        return max(0.0, 10 * math.log10(mean / exact)) if exact > 0 and mean > 0 else 0.0
 
     def _duplicates(self) -> tuple[tuple[int, int], ...]:
         """Pairs of samples that are equal, bit for bit, the earlier one first."""
@@ -106,19 +118,28 @@ class SeenData:
         return tuple(pairs)
 
 
-def _cost(parts: Sequence[Histogram], spec: QuantSpec, scheme: Calibrator) -> float:
-    bins = Bins.of(_sum(parts))
-    exact = noise_with(bins, _sum(parts), spec, scheme)
-    rest = [noise_with(bins, _sum([*parts[:i], *parts[i + 1 :]]), spec, scheme) for i in range(len(parts))]
-    mean = float(np.mean(rest))
-    return max(0.0, 10 * math.log10(mean / exact)) if exact > 0 and mean > 0 else 0.0
+def _growth(parts: Sequence[Histogram], spec: QuantSpec, scheme: Calibrator) -> Floats:
+    """Noise in each part (columns) with the range of all others but one (rows), over that with the range of all.
+
+    What quiet parts gain by the narrower range makes up for nothing in the loud one that is cut off: it counts as 1.
+    """
+    bins = [Bins.of(part) for part in parts]
+    exact = np.array(noises_with(bins, _sum(parts), spec, scheme))
+    rest = [noises_with(bins, _sum([*parts[:i], *parts[i + 1 :]]), spec, scheme) for i in range(len(parts))]
+    growth = np.divide(rest, exact, out=np.ones((len(parts),) * 2), where=exact > 0)
+    return np.asarray(np.maximum(growth, 1.0))
 
 
 def noise_with(bins: Bins, seen: Histogram, spec: QuantSpec, scheme: Calibrator) -> float:
     """Mean square error of values in bins with the range that a scheme takes from what was seen."""
+    return noises_with([bins], seen, spec, scheme)[0]
+
+
+def noises_with(parts: Sequence[Bins], seen: Histogram, spec: QuantSpec, scheme: Calibrator) -> list[float]:
+    """The same for values of several parts."""
     encoding = encode_range(*scheme.range(seen, spec), spec)
     grid = Grids(spec, encoding.scale.reshape(1), encoding.zero_point.reshape(1))
-    return float(mean_square_errors(bins, grid)[0])
+    return [float(mean_square_errors(bins, grid)[0]) for bins in parts]
 
 
 def _sum(parts: Sequence[Histogram]) -> Histogram:

@@ -125,6 +125,7 @@ def _rows(differences: list[Difference]) -> list[tuple[str, ...]]:
 def _write_report(
     report: Path, paths: tuple[Path, Path], counts: tuple[int, int], differences: list[Difference]
 ) -> None:
+    from isobit.cli.dumping.dump_differences import told_apart
     from isobit.html_report import Cell, Column, notes, write_page
     from isobit.html_report import table as html_table
 
@@ -136,7 +137,7 @@ def _write_report(
     ]
     text = f"A, {paths[0]}, has {counts[0]} encodings; B, {paths[1]}, has {counts[1]}; {len(differences)} differ."
     found = html_table("What differs", columns, rows, filter="Filter by name, format", none="Nothing.")
-    write_page(report, "isobit diff", f"{paths[0].name} and {paths[1].name}", [notes("", [text]), found])
+    write_page(report, "isobit diff", " and ".join(told_apart(*paths)), [notes("", [text]), found])
 
 
 def _show(differences: list[Difference], first: int, second: int, cap: int) -> None:

@@ -94,7 +94,8 @@ Evaluate = Annotated[
         "--evaluate",
         metavar="PATH",
         help="Data to measure on. With an array 'label' or 'labels' in the .npz: top-1 accuracy of the first "
-        "output; else agreement with the float model. SQNR in both. Or a .py with a function evaluate(model).",
+        "output; label_NAME for output NAME; without any, "
+        "agreement with the float model. SQNR in both. Or a .py with a function evaluate(model).",
     ),
 ]
 

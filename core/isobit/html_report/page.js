@@ -36,12 +36,12 @@ function legend(entries) {
 }
 
 // A table that sorts. A cell is a text, or [text, what it is sorted by]; `choose` gets the number of the row that is clicked.
-// On a phone, what is said in words stands below its row.
+// On a phone, what is said in words stands below its row, but for what the row is called by.
 function table(columns, rows, { filter = "", order = null, choose = null } = {}) {
   const place = make("div"), head = make("tr"), body = make("tbody"), input = filter ? make("input", undefined, { type: "search", placeholder: filter, "aria-label": filter }) : null;
   const text = cell => Array.isArray(cell) ? cell[0] : cell, value = cell => Array.isArray(cell) ? cell[1] : cell;
   let chosen = 0, sorted = order ?? { column: -1, down: false };
-  const isBelow = kind => kind === "words" && columns.length > 2 && phone();
+  const isBelow = (kind, column) => kind === "words" && column > 0 && columns.length > 2 && phone();
   function fill() {
     const wanted = input ? input.value.toLowerCase() : "";
     const shown = rows.map((row, index) => [row, index]).filter(([row]) => row.map(text).join(" ").toLowerCase().includes(wanted));
@@ -49,7 +49,7 @@ function table(columns, rows, { filter = "", order = null, choose = null } = {})
     body.replaceChildren(...shown.flatMap(([row, index]) => {
       const line = make("tr", undefined, choose ? { class: index === chosen ? "row chosen" : "row", tabindex: 0 } : {}), below = [];
       columns.forEach(([, kind], column) => {
-        if (isBelow(kind)) { if (text(row[column])) below.push(make("tr", undefined, { class: "below" })), below.at(-1).append(make("td", text(row[column]), { class: "words", colspan: columns.length })); }
+        if (isBelow(kind, column)) { if (text(row[column])) below.push(make("tr", undefined, { class: "below" })), below.at(-1).append(make("td", text(row[column]), { class: "words", colspan: columns.length })); }
         else line.append(make("td", text(row[column]), { class: kind, title: kind === "name" ? text(row[column]) : "" }));
       });
       if (below.length) line.classList.add("above");
@@ -59,7 +59,7 @@ function table(columns, rows, { filter = "", order = null, choose = null } = {})
       }
       return [line, ...below];
     }));
-    columns.forEach(([, kind], index) => { head.children[index].hidden = isBelow(kind); });
+    columns.forEach(([, kind], index) => { head.children[index].hidden = isBelow(kind, index); });
     [...head.children].forEach((cell, index) => { if (index === sorted.column) cell.setAttribute("aria-sort", sorted.down ? "descending" : "ascending"); else cell.removeAttribute("aria-sort"); });
   }
   columns.forEach(([title, kind], index) => {

@@ -113,7 +113,8 @@ class Search:
             raise ModelError("nothing is quantized in this simulator, so there are no formats to choose")
         self.current = _current(self.groups, formats)
         noise = noise_by_group(simulation, self.groups, formats, self.current, self.least, batches)
-        self.program = Program(costs_of(self.groups, formats, table), noise)
+        self.passes = noise.passes
+        self.program = Program(costs_of(self.groups, formats, table), noise.single, noise.crossed)
         self._measured: dict[Choice, Score] = {}
         self._choices: dict[Choice, None] = {}
 

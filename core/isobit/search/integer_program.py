@@ -6,7 +6,8 @@ sums are those of the groups (the local polytope): with binary choices they are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,16 +20,23 @@ from isobit.search.operations import Costs, Floats
 #: Nodes of the search tree of one program: a count, and no time, so that every machine finds the same.
 _NODES = 20_000
 
+#: Of the sum of the noise of groups so much is left however their errors cancel, for what they do is not known exactly.
+_LEFT = 0.05
+
 #: How far above the bound the least cost may be that is taken for it.
 _GAP = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Groups with costs and noise; `noise` is infinite where a group cannot have a format."""
+    """Groups with costs and noise; `noise` is infinite where a group cannot have a format.
+
+    `crossed` is noise that two groups have beside their sum, a table of formats for each such pair.
+    """
 
     costs: Costs
     noise: Floats
+    crossed: Mapping[tuple[int, int], Floats] = field(default_factory=dict)
 
     def cheapest(self) -> tuple[int, ...]:
         """The least cost, and among equals the least noise."""
@@ -38,9 +46,13 @@ class Program:
         """The least cost with this noise at most; the quietest choice where none has so little."""
         if noise is not None and noise <= self.least_noise * (1 + 1e-9):
             return self.quietest()
-        # What alone is above the bound is so by any factor: large numbers are no good to a solver.
-        rows = [] if noise is None else [(np.minimum(self._noise_row / noise, 2.0), 1.0)]
-        return self._solve(self._cost_row, rows)
+        if noise is None:
+            return self._solve(self._cost_row, [])
+        # What is above the bound beside any others cannot be: large numbers are no good to a solver.
+        quiet = self._least_in_company <= noise * (1 + 1e-9)
+        row = np.where(np.abs(self._noise_row) > 0, self._noise_row / noise, 0.0)
+        row[: quiet.size][~quiet.ravel()] = 2.0
+        return self._solve(self._cost_row, [(row, 1.0)], quiet)
 
     def quietest(self, budget: float | None = None) -> tuple[int, ...]:
         """The least noise at this cost at most, and among equals the least cost. Raises ModelError where none is."""
@@ -49,13 +61,24 @@ class Program:
         return found if budget is None or self.costs.of(found) <= budget else self._quietest_within(budget)
 
     def noise_of(self, choice: tuple[int, ...]) -> float:
-        """The noise of a choice: that of the groups together."""
-        return float(sum(self.noise[group, index] for group, index in enumerate(choice)))
+        """The noise of a choice: that of the groups together, and of those whose errors are alike or cancel."""
+        singles = float(sum(self.noise[group, index] for group, index in enumerate(choice)))
+        crossed = sum(float(table[choice[a], choice[b]]) for (a, b), table in self.crossed.items())
+        return max(singles + crossed, _LEFT * singles)
 
     @cached_property
     def least_noise(self) -> float:
         """What is left where every group has its quietest format."""
-        return float(self.noise.min(axis=1).sum())
+        return self.noise_of(self.quietest())
+
+    @cached_property
+    def _least_in_company(self) -> Floats:
+        """The noise that a group in a format brings at least, with all that take from it."""
+        least = np.array(self.noise)
+        for (a, b), table in self.crossed.items():
+            least[a] += np.minimum(table, 0.0).min(axis=1)
+            least[b] += np.minimum(table, 0.0).min(axis=0)
+        return least
 
     def _quietest_within(self, budget: float) -> tuple[int, ...]:
         scale = max(abs(budget), 1e-300)
@@ -69,13 +92,21 @@ class Program:
 
     @cached_property
     def _cost_row(self) -> Floats:
-        tables = [table.ravel() for table in self.costs.pairs.values()]
-        return np.concatenate([self.costs.single.ravel(), *tables])
+        none = np.zeros((self.noise.shape[1],) * 2)
+        return np.concatenate(
+            [self.costs.single.ravel(), *(self.costs.pairs.get(p, none).ravel() for p in self._pairs)]
+        )
 
     @cached_property
     def _noise_row(self) -> Floats:
         finite = np.where(self._is_allowed, self.noise, 0.0).ravel()
-        return np.concatenate([finite, np.zeros(self._cost_row.size - finite.size)])
+        none = np.zeros((self.noise.shape[1],) * 2)
+        return np.concatenate([finite, *(self.crossed.get(pair, none).ravel() for pair in self._pairs)])
+
+    @cached_property
+    def _pairs(self) -> list[tuple[int, int]]:
+        """Two groups that cost something together, or whose errors meet."""
+        return list(dict.fromkeys([*self.costs.pairs, *self.crossed]))
 
     @cached_property
     def _structure(self) -> tuple[Any, Floats]:
@@ -98,7 +129,7 @@ class Program:
         for group in range(groups):
             row([(group * formats + index, 1.0) for index in range(formats)], 1.0)
         start = groups * formats
-        for first, second in self.costs.pairs:
+        for first, second in self._pairs:
             for index in range(formats):
                 here = [(start + index * formats + other, 1.0) for other in range(formats)]
                 row([*here, (first * formats + index, -1.0)], 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,15 +14,26 @@ from isobit.analysis.weight_noise import measure_weights
 from isobit.data import Batch
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Input, Site, Tensor
-from isobit.quantsim.judging.judge import Judge, mean
 from isobit.quantsim.other_formats import encodings_with
 from isobit.quantsim.simulation import Simulation
+from isobit.search.alone import measure_alone
 from isobit.search.formats import Candidate
 from isobit.search.groups import Groups
 from isobit.search.operations import Floats
 
-#: Groups of which a run tells what they do alone, those with the largest shares of the error.
-_MEASURED = 128
+
+@dataclass(frozen=True, eq=False)
+class GroupNoise:
+    """Energy of the error to that of the outputs: of each group in each format, and of two beside their sum.
+
+    `single` has a row for each group and a column for each format, infinite where a group cannot have it; `crossed`
+    what is to be added for two groups, (formats of the first, of the second), negative where their errors cancel.
+    `passes` are the runs of single groups, in passes over all samples.
+    """
+
+    single: Floats
+    crossed: Mapping[tuple[int, int], Floats]
+    passes: float
 
 
 def noise_by_group(
@@ -31,28 +43,22 @@ def noise_by_group(
     current: Candidate,
     least: int,
     batches: Sequence[Batch],
-) -> Floats:
-    """Energy of the error to that of the outputs, by group and format; infinite where a group cannot have it.
+) -> GroupNoise:
+    """The noise of groups alone, in each format.
 
-    One run each tells what a group does alone, which is what is left of it once others are repaired: shares of the
-    whole error are no measure of that, since errors of early layers are alike at many places and add up. Other formats
-    are judged on the values that were kept.
+    One run each, on a few of the samples, tells what a group does alone, which is what is left of it once others are
+    repaired: shares of the whole error are no measure of that, since errors of early layers are alike at many places
+    and add up. What two groups do to the same outputs tells whether their errors add up or cancel. Other formats are
+    judged on the values that were kept.
     """
     exact, simulated = copies(simulation)
     measured = measure_errors(simulation, exact, simulated, batches)
     by_group = _by_group(groups, measured.errors)
     shares = np.array([sum(error.share for error in errors) for errors in by_group])
-    base = shares * measured.trials.noise
-    judge = Judge.of(exact, batches)
-    order = np.argsort(-shares, kind="stable")
-    ratios = []
-    for index in order[:_MEASURED]:
-        with measured.trials.model_alone([site for error in by_group[index] for site in error.sites]) as model:
-            alone = 10 ** (-max(mean(judge.ratios(model)), -100.0) / 10)
-        if base[index] > 0 and alone > 0:
-            ratios.append(alone / base[index])
-        base[index] = alone
-    base[order[_MEASURED:]] *= float(np.median(ratios)) if ratios else 1.0
+    alone = measure_alone(
+        measured.trials, exact, [[site for error in errors for site in error.sites] for errors in by_group], shares
+    )
+    base = alone.noise
     noise = np.full((len(groups.all), len(candidates)), np.inf)
     for column, candidate in enumerate(candidates):
         allowed = [i for i, group in enumerate(groups.all) if group.allows(candidate, current)]
@@ -68,7 +74,13 @@ def noise_by_group(
                 parts = [(1.0, part) for _, part in parts]
             total = sum(share for share, _ in parts)
             noise[index, column] = base[index] * (sum(share * part for share, part in parts) / total if total else 1.0)
-    return noise
+    crossed = {}
+    column = list(candidates).index(current)
+    for pair, energy in alone.crossed.items():
+        if np.isfinite(noise[list(pair), column]).all():
+            crossed[pair] = np.zeros((len(candidates), len(candidates)))
+            crossed[pair][column, column] = energy  # finer grids leave next to nothing of it, others are not known
+    return GroupNoise(noise, crossed, alone.passes)
 
 
 def _by_group(groups: Groups, errors: Sequence[SiteError]) -> list[list[SiteError]]:

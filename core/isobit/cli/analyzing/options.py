@@ -62,6 +62,7 @@ Evaluate = Annotated[
         "--evaluate",
         metavar="PATH",
         rich_help_panel=_ANALYSIS,
-        help="Measured too: an .npz with labels (top-1 accuracy), or a .py with a function evaluate(model).",
+        help="Measured too: an .npz with labels (top-1 accuracy; label_NAME for output NAME), "
+        "or a .py with a function evaluate(model).",
     ),
 ]

@@ -31,7 +31,7 @@ EvaluationData = Annotated[
         "--evaluate",
         metavar="PATH",
         help="What choices are judged by: an .npz with an array 'label' or 'labels' (top-1 accuracy of the first "
-        "output), or a .py with a function evaluate(model).",
+        "output; label_NAME for output NAME), or a .py with a function evaluate(model).",
     ),
 ]
 Methods = Annotated[

@@ -60,7 +60,17 @@ def _write_report(report: Path, a: Path, b: Path, differences: Sequence[TensorDi
     drawn = curve("How far apart", text, "tensor", "dB", [Curve("signal to difference", points, joined=True)])
     columns = [Column("tensor", "name"), *(Column(title, "number") for title in _NUMBERS)]
     found_table = html_table("Tensors", columns, rows, filter="Filter by name")
-    write_page(report, "isobit diff", f"A {a.name}, B {b.name}", [drawn, found_table])
+    first, second = told_apart(a, b)
+    write_page(report, "isobit diff", f"A {first}, B {second}", [drawn, found_table])
+
+
+def told_apart(a: Path, b: Path) -> tuple[str, str]:
+    """The names of two files, with as many folders as tell them apart: many are called encodings.json."""
+    for count in range(1, max(len(a.parts), len(b.parts))):
+        first, second = (str(Path(*path.parts[-count:])) for path in (a, b))
+        if first != second:
+            return first, second
+    return str(a), str(b)
 
 
 def _record(found: TensorDifference) -> dict[str, object]:

@@ -25,11 +25,10 @@ _MODULE = "isobit_user_evaluate"
 
 @dataclass(frozen=True)
 class TopOne:
-    """Top-1 accuracy of the first output on labelled data, from 0 to 1; by the output's name where there are others."""
+    """Top-1 accuracy of each output that has labels, from 0 to 1; by the output's name where there are others."""
 
     files: DataFiles
     dataset: Dataset
-    output: str
 
     @property
     def digest(self) -> str:
@@ -39,8 +38,8 @@ class TopOne:
     def __call__(self, model: CallableModel) -> Figures:
         """Of a model."""
         with self.files.named():
-            accuracy = Evaluator(self.dataset, self.files.labels, self.output).accuracy(model)
-        return accuracy if len(model.outputs) == 1 else {self.output: accuracy}
+            found = Evaluator.of(self.dataset, self.files.labels).accuracies(model)
+        return found if len(model.outputs) > 1 else next(iter(found.values()))
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,15 @@ def load_evaluate(path: Path, graph: Graph, images: ImageOptions, batch_size: in
     if path.suffix.lower() == ".py":
         return _function(path)
     files = load(path, graph, images, batch_size=batch_size)
-    if files.labels is None:
+    if not files.labels:
         raise EvaluateError(
-            f"{path} holds no array 'label' or 'labels', so it says nothing of how good a model is: add the labels, "
-            "name a .py with a function evaluate(model), which may return a figure for each output, or leave "
+            f"{path} holds no array 'label' or 'labels', so it says nothing of how good a model is: add the labels "
+            "(label_NAME for those of an output NAME), name a .py with a function evaluate(model), "
+            "which may return a figure for each output, or leave "
             "--evaluate out for agreement with the float model"
         )
     dataset = Dataset(files.source, graph, batch_size=batch_size, ignore_non_finite=ignore_non_finite)
-    return TopOne(files, dataset, next(iter(graph.outputs)))
+    return TopOne(files, dataset)
 
 
 def _function(path: Path) -> Evaluate:

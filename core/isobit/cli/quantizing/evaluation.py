@@ -17,13 +17,23 @@ from isobit.quantsim.passes.progress import track
 
 Outputs = Mapping[str, NDArray[Any]]
 Run = Callable[[Outputs], Outputs]
+_Classes = dict[str, list[NDArray[np.int64]]]  # by output, batch after batch
+
+
+@dataclass
+class Accuracy:
+    """Shares of samples of which an output has the right class, 0..1; None where they were not measured."""
+
+    exact: float | None = None  # of the float model
+    simulated: float | None = None
+    exported: float | None = None
 
 
 @dataclass
 class Evaluation:
     """Figures over one evaluation set; shares lie in 0..1 and are None where they were not measured."""
 
-    output: str  # whose classes are counted
+    output: str  # whose classes are counted: the first that has labels
     samples: int = 0
     labelled: bool = False
     float_accuracy: float | None = None
@@ -32,31 +42,51 @@ class Evaluation:
     simulated_agreement: float | None = None
     exported_agreement: float | None = None
     sqnr: dict[str, float] = field(default_factory=dict)  # dB by output and part of one; infinite where they are equal
+    further: dict[str, Accuracy] = field(default_factory=dict)  # other outputs that have labels, by name
     notes: list[str] = field(default_factory=list)
 
 
 class Evaluator:
     """Compares the float model with the simulator, then with the exported model, batch by batch."""
 
-    def __init__(self, dataset: Dataset, labels: NDArray[Any] | None, output: str) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        labels: NDArray[Any] | None,
+        output: str,
+        further: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """`labels` are those of `output`, `further` those of others, by name."""
         self.dataset = dataset
-        self.labels = None if labels is None else _class_numbers(labels)
-        self.result = Evaluation(output, labelled=self.labels is not None)
-        self._float_classes: list[NDArray[np.int64]] = []
+        self.labels = {} if labels is None else {output: _class_numbers(labels)}
+        self.labels.update((name, _class_numbers(values)) for name, values in (further or {}).items())
+        self.result = Evaluation(output, labelled=output in self.labels)
+        self._names = list(dict.fromkeys([output, *self.labels]))
+        self._float_classes: _Classes = {}
         self._parts: dict[str, dict[str, None]] = {}  # the names of the parts of each output
 
-    def accuracy(self, run: Run) -> float:
-        """Top-1 accuracy of one model. Raises DataError for an output that scores no classes."""
-        classes = [self._classes(run(batch)) for batch in self.dataset]
-        accuracy = self._accuracy(classes)
-        if accuracy is None:
+    @classmethod
+    def of(cls, dataset: Dataset, labels: Mapping[str, NDArray[Any]]) -> Evaluator:
+        """For labels by output, of which the first counts as the output; the model's first where there are none."""
+        first = next(iter(labels or dataset.graph.outputs))
+        return cls(
+            dataset, labels.get(first), first, {name: values for name, values in labels.items() if name != first}
+        )
+
+    def accuracies(self, run: Run) -> dict[str, float]:
+        """Top-1 accuracy of each labelled output of one model. Raises DataError for one that scores no classes."""
+        classes: _Classes = {}
+        for batch in self.dataset:
+            self._add(classes, run(batch))
+        found = {name: self._accuracy(classes, name) for name in self.labels}
+        if not found or None in found.values():
             raise DataError("; ".join(self.result.notes) or "there are no labels")
-        return accuracy
+        return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
 
     def compare(self, run_float: Run, run_simulated: Run) -> None:
         """Fill in the float model's and the simulator's figures."""
         energies: dict[str, NDArray[np.float64]] = {}
-        simulated_classes = []
+        simulated_classes: _Classes = {}
         for batch in track(self.dataset, "evaluating", len(self.dataset)):
             exact, simulated = run_float(batch), run_simulated(batch)
             pairs = {name: (a, simulated[name]) for name, a in exact.items() if a.dtype.kind == "f"}
@@ -65,48 +95,63 @@ class Evaluator:
                 pairs |= parts
             for name, pair in pairs.items():
                 energies[name] = energies.get(name, np.zeros(2)) + _energies(*pair)
-            self._float_classes.append(self._classes(exact))
-            simulated_classes.append(self._classes(simulated))
+            self._add(self._float_classes, exact)
+            self._add(simulated_classes, simulated)
             self.result.samples += len(next(iter(batch.values())))
         ratios = {name: _decibel(signal, noise) for name, (signal, noise) in energies.items()}
         of_parts = {name: {part: ratios.pop(part) for part in names} for name, names in self._parts.items()}
         self.result.sqnr = {**ratios, **worst_parts(of_parts)}
-        self.result.float_accuracy = self._accuracy(self._float_classes)
-        self.result.simulated_accuracy = self._accuracy(simulated_classes)
+        self.result.float_accuracy = self._accuracy(self._float_classes, self.result.output)
+        self.result.simulated_accuracy = self._accuracy(simulated_classes, self.result.output)
+        for name in self._further():
+            of = (self._accuracy(classes, name) for classes in (self._float_classes, simulated_classes))
+            self.result.further[name] = Accuracy(*of)
         self.result.simulated_agreement = self._agreement(simulated_classes)
 
     def exported(self, run: Run) -> None:
         """Fill in the exported model's figures; `compare` comes first."""
-        classes = [self._classes(run(batch)) for batch in track(self.dataset, "checking the export", len(self.dataset))]
-        self.result.exported_accuracy = self._accuracy(classes)
+        classes: _Classes = {}
+        for batch in track(self.dataset, "checking the export", len(self.dataset)):
+            self._add(classes, run(batch))
+        self.result.exported_accuracy = self._accuracy(classes, self.result.output)
+        for name in self._further():
+            self.result.further.setdefault(name, Accuracy()).exported = self._accuracy(classes, name)
         self.result.exported_agreement = self._agreement(classes)
 
-    def _classes(self, outputs: Outputs) -> NDArray[np.int64]:
+    def _further(self) -> list[str]:
+        return [name for name in self.labels if name != self.result.output]
+
+    def _add(self, classes: _Classes, outputs: Outputs) -> None:
+        """The classes of another batch."""
+        for name in self._names:
+            classes.setdefault(name, []).append(self._classes(outputs, name))
+
+    def _classes(self, outputs: Outputs, name: str) -> NDArray[np.int64]:
         """The best class of each sample; empty where the output does not score classes."""
-        scores = outputs[self.result.output]
+        scores = outputs[name]
         while scores.ndim > 2 and scores.shape[-1] == 1:
             scores = scores[..., 0]
         if scores.ndim != 2 or scores.shape[1] < 2 or scores.dtype.kind != "f":
-            shape = ", ".join(map(str, ("samples", *outputs[self.result.output].shape[1:])))
-            note = f"output {self.result.output!r} has shape ({shape}), which scores no classes: no top-1"
+            shape = ", ".join(map(str, ("samples", *outputs[name].shape[1:])))
+            note = f"output {name!r} has shape ({shape}), which scores no classes: no top-1"
             if note not in self.result.notes:
                 self.result.notes.append(note)
             return np.zeros(0, np.int64)
-        if self.labels is not None and self.labels.size and int(self.labels.max()) >= scores.shape[1]:
+        labels = self.labels.get(name)
+        if labels is not None and labels.size and int(labels.max()) >= scores.shape[1]:
             raise DataError(
-                f"label {int(self.labels.max())} is out of range: output {self.result.output!r} scores classes "
-                f"0 to {scores.shape[1] - 1}"
+                f"label {int(labels.max())} is out of range: output {name!r} scores classes 0 to {scores.shape[1] - 1}"
             )
         return np.asarray(scores.argmax(axis=1), np.int64)
 
-    def _accuracy(self, classes: list[NDArray[np.int64]]) -> float | None:
-        predicted = np.concatenate(classes)
-        if self.labels is None or not predicted.size:
+    def _accuracy(self, classes: _Classes, name: str) -> float | None:
+        predicted, labels = np.concatenate(classes[name]), self.labels.get(name)
+        if labels is None or not predicted.size:
             return None
-        return float(np.mean(predicted == self.labels[: len(predicted)]))
+        return float(np.mean(predicted == labels[: len(predicted)]))
 
-    def _agreement(self, classes: list[NDArray[np.int64]]) -> float | None:
-        quantized, exact = np.concatenate(classes), np.concatenate(self._float_classes)
+    def _agreement(self, classes: _Classes) -> float | None:
+        quantized, exact = (np.concatenate(each[self.result.output]) for each in (classes, self._float_classes))
         return float(np.mean(quantized == exact)) if quantized.size else None
 
 

@@ -141,6 +141,11 @@ def _evaluation_rows(result: Evaluation) -> Iterator[Row]:
         for where, share in (("simulated", result.simulated_accuracy), ("exported file", result.exported_accuracy)):
             if share is not None:
                 yield f"accuracy, {where}", _percent(exact), _percent(share), f"{100 * (share - exact):+.2f} points"
+        for name, of in result.further.items():
+            for where, share in (("simulated", of.simulated), ("exported file", of.exported)):
+                if share is not None and of.exact is not None:
+                    points = f"{100 * (share - of.exact):+.2f} points"
+                    yield f"accuracy of {name}, {where}", _percent(of.exact), _percent(share), points
     else:
         for where, share in (("simulated", result.simulated_agreement), ("exported file", result.exported_agreement)):
             if share is not None:

@@ -218,14 +218,14 @@ class Run:
         return path
 
     def _prepare_evaluation(self, files: DataFiles) -> None:
-        if files.labels is None:
+        if not files.labels:
             self._notes.append(
                 f"{files.path} holds no labels, so accuracy was not measured; agreement with the float model was"
             )
         dataset = self._dataset(files)
         with files.named():
             dataset.first()
-            self._evaluator = Evaluator(dataset, files.labels, next(iter(self.graph.outputs)))
+            self._evaluator = Evaluator.of(dataset, files.labels)
         self._evaluation_files = files
         self._float_model = self.sim.backend_model.copy()
 

@@ -14,8 +14,9 @@ Evaluate = Annotated[
     typer.Option(
         "--evaluate",
         metavar="PATH",
-        help="What is to be kept: an .npz with an array 'label' or 'labels' (top-1 accuracy of the first output), or a "
-        ".py with a function evaluate(model), where model(batch) gives the outputs by name; agreement with the float "
+        help="What is to be kept: an .npz with an array 'label' or 'labels' (top-1 accuracy of the first output; "
+        "label_NAME for output NAME), or a .py with a function evaluate(model), "
+        "where model(batch) gives the outputs by name; agreement with the float "
         "model on a part of --data unless said.",
     ),
 ]

@@ -18,15 +18,20 @@ LABELS = ("label", "labels")
 
 
 def load_array_file(path: Path, graph: Graph, samples: int | None) -> DataFiles:
-    """A whole set in one file: a .npz with an array an input (and ``label``), or a .npy for a model of one input."""
+    """A whole set in one file: a .npz with an array an input, or a .npy for a model of one input.
+
+    A .npz may have labels: ``label`` of the first output, ``label_NAME`` of any.
+    """
     arrays, labels, notes = _read(path, graph)
     count = max((len(array) for array in arrays.values() if array.ndim), default=0)
-    if labels is not None and (labels.ndim == 0 or len(labels) != count):
-        raise DataError(f"{path}: the labels have shape {labels.shape}, and there are {count} samples")
+    for output, array in labels.items():
+        if array.ndim == 0 or len(array) != count:
+            of = "the labels" if len(labels) == 1 else f"the labels of {output!r}"
+            raise DataError(f"{path}: {of} have shape {array.shape}, and there are {count} samples")
     if samples is not None and samples < count:
         notes.append(f"the first {samples} of {count} samples are used")
         arrays = {name: array[:samples] if array.ndim else array for name, array in arrays.items()}
-        labels = labels[:samples] if labels is not None else None
+        labels = {output: array[:samples] for output, array in labels.items()}
     return DataFiles(path, arrays, labels, notes)
 
 
@@ -53,7 +58,7 @@ def load_array_folder(
         used, size, left_out = full_batches(files[:samples], batch_size, graph)
         notes = [f"{path}: {len(used)} file(s), each one sample, in batches of {size}", *notes, *left_out]
         batches = FileBatches(used, read, size)
-    return DataFiles(path, batches, None, notes, batches.where)
+    return DataFiles(path, batches, notes=notes, where=batches.where)
 
 
 def _is_batch(path: Path, arrays: Arrays, graph: Graph) -> bool:
@@ -73,11 +78,11 @@ def _is_batch(path: Path, arrays: Arrays, graph: Graph) -> bool:
     return kinds.pop()
 
 
-def _read(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, list[str]]:
+def _read(path: Path, graph: Graph) -> tuple[Arrays, Arrays, list[str]]:
     """The arrays of a file by input, its labels, and notes; only what the model reads is loaded."""
     try:
         if path.suffix.lower() == ".npy":
-            return _read_npy(path, graph), None, []
+            return _read_npy(path, graph), {}, []
         return _read_npz(path, graph)
     except DataError:
         raise
@@ -121,17 +126,28 @@ def _element_type(path: Path) -> np.dtype[Any]:
         return read_header(file)[2]
 
 
-def _read_npz(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, list[str]]:
+def _read_npz(path: Path, graph: Graph) -> tuple[Arrays, Arrays, list[str]]:
     _check_beginning(path, b"PK")
     # NumPy leaves a damaged archive open when it opens the file itself.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        label = next((name for name in LABELS if name in archive.files and name not in graph.inputs), None)
-        keys, notes = _keys(path, [name for name in archive.files if name != label], graph)
+        label_of = _label_names(archive.files, graph)
+        keys, notes = _keys(path, [name for name in archive.files if name not in label_of.values()], graph)
         arrays = {}
         for name, key in keys.items():
             arrays[name] = _member(path, archive, key)
-        labels = _member(path, archive, label) if label is not None else None
+        labels = {output: _member(path, archive, name) for output, name in label_of.items()}
     return arrays, labels, notes
+
+
+def _label_names(names: Sequence[str], graph: Graph) -> dict[str, str]:
+    """The array with the labels of each output that has some: ``label_NAME`` for any, ``label`` for the first."""
+    found = {}
+    for number, output in enumerate(graph.outputs or [""]):
+        wanted = [f"{label}_{output}" for label in LABELS] + (list(LABELS) if number == 0 else [])
+        there = next((name for name in wanted if name in names and name not in graph.inputs), None)
+        if there is not None:
+            found[output] = there
+    return found
 
 
 def _check_beginning(path: Path, magic: bytes) -> None:
@@ -168,6 +184,8 @@ def _keys(path: Path, names: Sequence[str], graph: Graph) -> tuple[dict[str, str
     if not missing:
         extra = [name for name in names if name not in inputs]
         notes = [f"{path} also holds {', '.join(extra)}, which the model does not read"] if extra else []
+        if any(name.startswith(tuple(f"{label}_" for label in LABELS)) for name in extra):
+            notes[0] += f"; labels of an output are called label_ and its name: {', '.join(graph.outputs)}"
         return {name: name for name in inputs}, notes
     if len(inputs) == len(names) == 1:
         return {inputs[0]: names[0]}, [f"{path}: array {names[0]!r}, the only one, is taken for input {inputs[0]!r}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataFiles:
-    """Data read from `path`: `source` is what Dataset takes, `notes` says how the files were read."""
+    """Data read from `path`: `source` is what Dataset takes, `notes` says how the files were read.
+
+    `labels` are those of each output that has some, by its name, in the order of the outputs.
+    """
 
     path: Path
     source: Any
-    labels: NDArray[np.generic] | None = None
+    labels: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     where: Callable[[], str] | None = None
 

@@ -81,7 +81,7 @@ def load_images(
     used, size, notes = full_batches(files[:samples], batch_size, graph)
     batches = FileBatches(used, read, size)
     notes.insert(0, f"{path}: {len(used)} image(s), {preprocessing}")
-    return DataFiles(path, batches, None, notes, batches.where)
+    return DataFiles(path, batches, notes=notes, where=batches.where)
 
 
 def plan_preprocessing(graph: Graph, options: ImageOptions) -> Preprocessing:

@@ -41,6 +41,9 @@ _TELLING = 8
 #: From so many batches of one sample on they are run together.
 _WORTH_JOINING = 8
 
+#: Numbers of the errors of a sample that are kept of each output.
+_KEPT_ERRORS = 1 << 14
+
 #: Of so many models what was measured is remembered.
 _REMEMBERED = 32
 
@@ -99,6 +102,27 @@ class Judge:
         except ModelError:  # rounded numbers became sizes that do not fit: `run` says so to who asks for it
             return [[float("-inf")]]
         return ratios
+
+    def errors(self, model: CheckedModel) -> tuple[Ratios, list[NDArray[np.float32]]]:
+        """The quality of the outputs of `model`, and its errors: of each batch a row a sample, of all outputs.
+
+        The error of an output counts by what the float model has there. Of long rows elements at equal distances are
+        kept. No errors where the model fails, or where the sizes of its outputs follow the values.
+        """
+        ratios: Ratios = []
+        errors: list[NDArray[np.float32]] = []
+
+        def take(outputs: Outputs) -> bool:
+            exact = self.samples[len(ratios)][1]
+            ratios.append(decibels_of_samples(exact, outputs))
+            errors.append(_errors_of(exact, outputs))
+            return False
+
+        try:
+            _judged_outputs(model, (batch for batch, _ in self.samples), take)
+        except ModelError:
+            return [[float("-inf")]], []
+        return ratios, errors
 
     def known(self, state: str, encodings: Encodings, rival: Ratios | None) -> Ratios | None:
         """What was measured before of a model in this state with these quantizers, as far as it serves beside `rival`.
@@ -184,6 +208,23 @@ def decibels_of_samples(exact: Outputs, other: Outputs) -> list[float]:
     if len({len(part) for part in parts}) > 1:
         parts = [[float(np.mean(part))] for part in parts]
     return [float(value) for value in np.average(parts, axis=0, weights=weights)]
+
+
+def _errors_of(exact: Outputs, other: Outputs) -> NDArray[np.float32]:
+    """Errors of each sample, outputs one behind the other, each over the length of its values in float."""
+    parts = []
+    for name, values in exact.items():
+        if values.dtype.kind != "f" or not values.size or values.ndim < 2 or other[name].shape != values.shape:
+            continue
+        signal = values.reshape(len(values), -1)
+        rows = other[name].reshape(len(values), -1) - signal
+        lengths = np.sqrt(np.square(np.nan_to_num(signal), dtype=np.float64).sum(axis=1, keepdims=True))
+        step = -(-rows.shape[1] // _KEPT_ERRORS)
+        rows = np.nan_to_num(rows[:, ::step], posinf=0.0, neginf=0.0) / np.where(lengths > 0, lengths, 1.0)
+        parts.append(rows.astype(np.float32))
+    if not parts or len({len(part) for part in parts}) > 1:
+        return np.zeros((0, 0), np.float32)
+    return np.concatenate(parts, axis=1)
 
 
 def mean(ratios: Ratios) -> float:

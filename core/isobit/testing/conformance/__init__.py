@@ -15,6 +15,7 @@ Network descriptions are in `isobit.testing.networks`, the NumPy reference in `i
 from __future__ import annotations
 
 from isobit.testing.conformance.analyzing import AnalyzingConformance
+from isobit.testing.conformance.analyzing_layers import LayerAnalyzingConformance
 from isobit.testing.conformance.compressing import CompressingConformance
 from isobit.testing.conformance.differentiating import DifferentiatingConformance
 from isobit.testing.conformance.editing import EditingConformance
@@ -40,6 +41,7 @@ class BackendConformance(
     FrontDoorConformance,
     TechniquesConformance,
     AnalyzingConformance,
+    LayerAnalyzingConformance,
     CompressingConformance,
     PruningConformance,
     SearchingConformance,
