@@ -114,7 +114,7 @@ def test_adapters_train_on_an_int4_base(tmp_path) -> None:
     session = onnxruntime.InferenceSession(str(path))
     written = session.run(None, {session.get_inputs()[0].name: X.numpy()})[0]
     expected = output(sim.run(X))
-    assert 10 * np.log10(np.square(expected).sum() / np.square(written - expected).sum()) > 40
+    assert np.square(written - expected).sum() < 1e-4 * np.square(expected).sum()  # on some processors it is 0
 
 
 def test_a_saved_adapter_is_peft_s(tmp_path) -> None:

@@ -61,6 +61,13 @@ def _conv(node: Node, x: Operand, weight: Constant, bias: Constant | None = None
     kernel = numbers(a["kernel_shape"])
     strides, dilations = numbers(a["strides"]), numbers(a["dilations"])
     pads, needed = _pads(node, value, kernel)
+    if set(kernel) == {1} and max(strides) > 1:
+        # oneDNN's gradient by the filters of such a layer writes beyond its memory where channels do not fill a block
+        # of AVX-512 (TensorFlow 2.21): the process ends, or "could not create a primitive descriptor". So values that
+        # no filter meets are left out before it.
+        value = tf.pad(value, [(0, 0), *pads, (0, 0)]) if needed else value
+        value = value[(slice(None), *(slice(None, None, stride) for stride in strides))]
+        needed, strides = False, (1,) * count
     filters = tf.cast(weight.form((*range(2, count + 2), 1, 0)), value.dtype)
     plain = count == 2 and set(dilations) == {1} and all(isinstance(n, int) for pair in pads for n in pair)
     depthwise = group == value.shape[-1] > 1
