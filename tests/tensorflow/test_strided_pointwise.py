@@ -39,5 +39,5 @@ def test_the_layer_is_that_of_keras() -> None:
         given = keras.Sequential([L.Input((9, 11, 6)), L.Conv2D(10, 1, 2, padding)])
         model = TensorFlowBackend().open(given, None)
         x = random.standard_normal((2, 9, 11, 6)).astype(np.float32)
-        ((made,),) = model.run([{model.graph.inputs[0]: x}])
+        (made,) = model.run({model.graph.inputs[0]: x}).values()
         np.testing.assert_allclose(made, np.asarray(given(x)), atol=1e-5)
