@@ -66,3 +66,12 @@ def test_the_shell_completes_names(typed, completions):
     code = "from isobit.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | words, capture_output=True, text=True)
     assert (done.stdout.split(), done.stderr) == (completions, "")
+
+
+@pytest.mark.parametrize("verb", ["quantize", "analyze", "auto"])
+def test_a_verb_without_data_says_what_data_is(isobit, digits, tmp_path, verb):
+    result = isobit(verb, digits / "model.onnx", *([] if verb == "analyze" else ["-o", tmp_path]))
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2
+    assert "Missing option '--data'. Give a few hundred typical inputs: an .npz" in said
+    assert "isobit plan MODEL" in said

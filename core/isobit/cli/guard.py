@@ -84,6 +84,20 @@ def errors_exit_with(context: typer.Context, code: int) -> None:
     context.meta[_ERROR_CODE] = code
 
 
+#: What a verb without calibration data is told beside its name; those that need none have no option of this kind.
+_DATA = (
+    "Give a few hundred typical inputs: an .npz with an array for each input (`isobit inspect MODEL` lists them), "
+    "an .npy, or a folder of these or of images. `isobit plan MODEL` needs none."
+)
+
+
+def _say_what_data_is(error: BaseException) -> None:
+    """Let typer's "Missing option '--data'." say what to give."""
+    parameter = getattr(error, "param", None)
+    if getattr(parameter, "name", None) == "data" and getattr(error, "message", None) == "":
+        error.message = _DATA  # type: ignore[attr-defined]
+
+
 class GuardedGroup(TyperGroup):
     """The command, with every error answered by one line on standard error and an exit code."""
 
@@ -100,7 +114,8 @@ class GuardedGroup(TyperGroup):
         try:
             with _warnings_as_lines():
                 return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError) as error:
+            _say_what_data_is(error)
             raise  # typer prints these and sets the exit code
         except KeyboardInterrupt as error:
             raise self._interrupted(ctx, str(error)) from None
