@@ -61,6 +61,6 @@ NETWORKS = (
         held_out=lambda: batch(2, 16),
         figure=figure,
         needs=(PHOTOS,),
-        beyond="2 faces of 100 near a border",
+        beyond="faces near a border, 3 of 100; `isobit auto` leaves this network in float",
     ),
 )
