@@ -364,7 +364,8 @@ class _Placer:
             notes.append(f"{shown}: float tensors and weights of 16 bits, because {why}")
         if self.thin:
             first = next(node.name for node in self.graph.nodes if node.name in self.thin)
-            which = first if len(self.thin) == 1 else f"{first} and {len(self.thin) - 1} other convolutions"
+            others = len(self.thin) - 1
+            which = first + (f" and {others} other convolution{'s' * (others > 1)}" if others else "")
             notes.append(
                 f"{which}: in float, on weights that are stored as integers, since integers take longer there: they "
                 f"are thin (docs/targets.md, Thin convolutions); an override gives one its format"
