@@ -85,6 +85,14 @@ def test_it_is_said() -> None:
     assert note.startswith(f"stem and {len(in_float(graph, place(graph, TARGET))) - 1} other convolutions: in float")
 
 
+def test_the_note_counts_layers_whose_weights_are_integers() -> None:
+    graph = lc_net()
+    plan = place(graph, TARGET, QuantConfig(overrides={"stem.weight": None}))
+    (note,) = (note for note in plan.notes if "thin" in note)
+    assert "stem" in in_float(graph, plan)
+    assert note.startswith(f"0.d and {len(in_float(graph, plan)) - 2} other convolutions: in float, on weights that")
+
+
 def test_networks_of_wide_layers_stay_on_integers() -> None:
     graph = lc_net(width=96, curve="Relu")
     assert not in_float(graph, place(graph, TARGET))

@@ -24,7 +24,7 @@ from isobit.placement.channel_factors import channel_factors
 from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import Chain, find_chains
-from isobit.placement.gain.time_gain import TimeGain
+from isobit.placement.gain.time_gain import TimeGain, note_of_thin
 from isobit.placement.inner_overrides import settle_inner_overrides
 from isobit.placement.masked_tensors import has_mask_constant, masked_scores, masked_tensors
 from isobit.placement.plan import WITHOUT_GAIN, Placement, Plan, inside_chain
@@ -362,13 +362,7 @@ class _Placer:
         for why, names in _by_reason(self.exact.sized_layers).items():
             shown = ", ".join(names) if len(names) < 4 else f"{names[-1]} to {names[0]}, {len(names)} layers"
             notes.append(f"{shown}: float tensors and weights of 16 bits, because {why}")
-        if self.thin:
-            first = next(node.name for node in self.graph.nodes if node.name in self.thin)
-            which = first if len(self.thin) == 1 else f"{first} and {len(self.thin) - 1} other convolutions"
-            notes.append(
-                f"{which}: in float, on weights that are stored as integers, since integers take longer there: they "
-                f"are thin (docs/targets.md, Thin convolutions); an override gives one its format"
-            )
+        notes += note_of_thin(self.graph, self.thin, self.placements)
         if count := self.beside_in_float:
             what = "adapter beside 1 layer stays" if count == 1 else f"adapters beside {count} layers stay"
             notes.append(

@@ -23,9 +23,12 @@ class Convolution:
 
     @classmethod
     def of(cls, graph: Graph, node: Node, sizes: TensorSizes) -> Convolution | None:
-        """That of a Conv with constant weights; None for other nodes, and where sizes are not known."""
+        """That of a Conv with constant weights over a plane or more; None for other nodes, and of unknown sizes.
+
+        Along one axis kernels are others than the costs are of: those of floats know no blocks and take longer.
+        """
         weight = graph.weights.get(node.input(1) or "")
-        if node.op != "Conv" or weight is None:
+        if node.op != "Conv" or weight is None or len(weight.shape) < 4:
             return None
         read, written = sizes.elements(node.inputs[0] or ""), sizes.elements(node.outputs[0])
         if read is None or written is None:

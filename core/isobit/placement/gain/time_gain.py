@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from isobit.graph.graph import Graph, Node
+from isobit.graph.sites import Site, Weight
 from isobit.placement.fused_chains import Chain
 from isobit.placement.gain.thin_convolutions import thin_convolutions
 from isobit.placement.gain.without_gain import without_gain
@@ -49,3 +50,17 @@ class TimeGain:
             if any(is_named and wanted is not None for is_named, wanted in overrides):
                 asked.add(node.name)
         return asked
+
+
+def note_of_thin(graph: Graph, thin: Collection[str], sites: Collection[Site]) -> list[str]:
+    """What a plan says of thin convolutions whose weights, among the quantized `sites`, are integers all the same."""
+    stored = {str(site) for site in sites if isinstance(site, Weight)}
+    names = [n.name for n in graph.nodes if n.name in thin and stored.intersection(filter(None, n.inputs))]
+    if not names:
+        return []
+    others = len(names) - 1
+    which = names[0] + (f" and {others} other convolution{'s' * (others > 1)}" if others else "")
+    return [
+        f"{which}: in float, on weights that are stored as integers, since integers take longer there: they "
+        "are thin (docs/targets.md, Thin convolutions); an override gives one its format"
+    ]
