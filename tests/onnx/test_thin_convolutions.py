@@ -100,6 +100,27 @@ def test_float_kernels_find_constants(sim: isobit.QuantSim, tmp_path: Path) -> N
     assert not again.unmapped
 
 
+def test_large_weights_of_other_layers_do_not_hold_them_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = onnx.ModelProto()
+    network.CopyFrom(NETWORK)
+    del network.graph.node[-1], network.graph.output[:]
+    network.graph.initializer.extend(
+        constant(name, _normal(*shape)) for name, shape in {"r": (1, 64, 16), "k": (1, 64, 256)}.items()
+    )
+    network.graph.initializer.append(constant("zero", [0], np.int64))
+    network.graph.node.extend(
+        [node("Unsqueeze", "flat zero", "steps"), node("LSTM", "steps k r", "all", hidden_size=16)]
+    )
+    network.graph.output.append(value("all", [1, 1, "n", 16]))
+    monkeypatch.setattr("isobit_onnx.export.fold_at_load._MOST", 64 * 256)
+    path = isobit.quantize(network, {"x": X}, recipe="basic", progress=False).export(tmp_path)["model"]
+    dequantized = {n.output[0] for n in onnx.load(path).graph.node if n.op_type == "DequantizeLinear"}
+    nodes = {n.op_type: n for n in onnx.load(path).graph.node if n.op_type in ("LSTM", "Conv")}
+    (stem,) = (n for n in onnx.load(path).graph.node if n.op_type == "Conv" and "stem" in n.input[1])
+    assert nodes["LSTM"].input[1] in dequantized
+    assert stem.input[1] not in dequantized
+
+
 @pytest.mark.parametrize("between", ["Pad", "MaxPool", "Transpose"])
 def test_weights_of_integer_kernels_stay_behind_quantizers(tmp_path: Path, between: str) -> None:
     """Also where something moves values in between: onnxruntime pads, pools and turns integers."""

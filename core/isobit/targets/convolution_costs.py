@@ -16,10 +16,10 @@ class ConvolutionCosts:
     A float kernel computes blocks of `channel_block` channels and takes `multiply` for each multiply-accumulate and
     `element` for each element that it reads or writes; elements enter and leave its layout for `reorder` each. A kernel
     of integers takes `integer_multiply` and `integer_element`, the latter for what it writes, and `integer_tap` for
-    each position and tap that it gathers one by one: in a depthwise layer, and where channels do not fill a block. An
-    element is converted for `quantize` or `dequantize`, and a node that converts or reorders takes `node` besides.
-    `curves` are operations that a float convolution computes along with its own, with what an element of them takes
-    alone.
+    each position and tap that it gathers one by one: in a depthwise layer, in each group, and where channels do not
+    fill a block. An element is converted for `quantize` or `dequantize`, and a node that converts or reorders takes
+    `node` besides. `curves` are operations that a float convolution computes along with its own, with what an element
+    of them takes alone.
     """
 
     processor: str

@@ -29,14 +29,24 @@ _QUANTIZED_UNASKED = frozenset({"Conv", "ConvTranspose"})
 
 
 def fold_at_load(model: ir.Model) -> None:
-    """Write the weights that float kernels read as casts and products, in place, unless they are large together."""
+    """Write the weights that float kernels read as casts and products, in place, unless they are large together.
+
+    Those of convolutions, and those of all other layers, each by themselves.
+    """
     nodes = [node for node in model.graph if node.op_type == "DequantizeLinear" and _is_read_in_float(node)]
-    stored = {id(constant): constant for node in nodes if (constant := _stored(node)) is not None}
-    if sum(constant.nbytes for constant in stored.values()) > _MOST:
-        return
     taken = {node.name or "" for node in model.graph} | set(ir.convenience.create_value_mapping(model.graph))
-    for node in nodes:
-        _fold(model.graph, node, taken)
+    convolved = [node for node in nodes if _is_convolved(node)]
+    for part in (convolved, [node for node in nodes if node not in convolved]):
+        stored = {id(constant): constant for node in part if (constant := _stored(node)) is not None}
+        if sum(constant.nbytes for constant in stored.values()) > _MOST:
+            continue
+        for node in part:
+            _fold(model.graph, node, taken)
+
+
+def _is_convolved(dequantizer: ir.Node) -> bool:
+    """Whether convolutions read a weight, which is small: large ones of other layers do not hold them back."""
+    return all(node.op_type in _QUANTIZED_UNASKED for node, _ in readers_through_views(dequantizer.outputs[0]))
 
 
 def _stored(dequantizer: ir.Node) -> ir.TensorProtocol | None:

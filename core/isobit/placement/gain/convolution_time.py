@@ -51,20 +51,25 @@ class Convolution:
         return self.inputs // self.groups * self.outputs * self.taps > self.read + self.written
 
     def in_float(self, costs: ConvolutionCosts) -> float:
-        """Nanoseconds of the float kernel, which computes whole blocks of channels."""
-        block = costs.channel_block
-        filled = ceil(self.outputs / block) * block / self.outputs
+        """Nanoseconds of the float kernel, which computes whole blocks of channels, in each group."""
+        block, width = costs.channel_block, self.outputs // self._runs
+        filled = ceil(width / block) * block / width
         time = self.multiply_adds * costs.multiply + (self.read + self.written) * costs.element
         return time * filled
 
     def in_integers(self, costs: ConvolutionCosts) -> float:
         """Nanoseconds of the kernel of integers.
 
-        What a kernel reads is gathered tap by tap where every channel has a kernel of its own, or where the channels
-        do not fill a block: the fewer they are, the more of the time that is.
+        What a kernel reads is gathered tap by tap where every channel has a kernel of its own, in each group, or where
+        the channels do not fill a block: the fewer they are, the more of the time that is.
         """
         time = self.multiply_adds * costs.integer_multiply + self.written * costs.integer_element
         is_gathered = self.groups > 1 or self.inputs % costs.channel_block
         if self.taps > 1 and is_gathered:
-            time += self.written / self.outputs * self.taps * costs.integer_tap
+            time += self.written / self.outputs * self.taps * self._runs * costs.integer_tap
         return time
+
+    @property
+    def _runs(self) -> int:
+        """How often a kernel goes over the positions: once for each group, and once for all of a depthwise layer."""
+        return 1 if self.groups == self.inputs else self.groups
