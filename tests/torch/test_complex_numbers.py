@@ -82,6 +82,12 @@ USES: dict[str, Callable[[Complex, torch.Tensor, torch.Tensor], torch.Tensor]] =
     "phase": lambda m, z, x: z[:, 1:].angle(),
     "matrix": lambda m, z, x: (z @ m.weight).abs(),
     "einsum": lambda m, z, x: torch.einsum("btc,cd->btd", z, m.weight).real,
+    "chosen": lambda m, z, x: torch.where(z.abs() > 1, z, 0).abs(),
+    "chosen beside a real one": lambda m, z, x: torch.where(x > 0, z, x + 1).imag,
+    "masked": lambda m, z, x: z.masked_fill(x > 0, 1 - 2j).real,
+    "gathered": lambda m, z, x: torch.gather(z, -1, torch.tensor([0, 3, 5]).expand(len(x), STEPS, -1)).abs(),
+    "cast": lambda m, z, x: (z.to(torch.cdouble) * x.to(torch.cdouble)).to(torch.cfloat).imag,
+    "sign": lambda m, z, x: torch.view_as_real(torch.sgn(z * (x > 0))).flatten(2),
     "rotated": rotated,
     "parts of a transform": lambda m, z, x: torch.view_as_real(torch.fft.rfft(x)).square().sum(-1),
     "transform and back": lambda m, z, x: torch.fft.irfft(0.5 * torch.fft.rfft(m.real(x), dim=-1), n=WIDTH),
@@ -114,7 +120,19 @@ def test_the_opened_model_is_the_module(use: Callable[..., torch.Tensor]) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["joined", "by numbers", "matrix", "rotated", "Fourier operator", "transform and back"]
+    "name",
+    [
+        "chosen",
+        "masked",
+        "gathered",
+        "sign",
+        "joined",
+        "by numbers",
+        "matrix",
+        "rotated",
+        "Fourier operator",
+        "transform and back",
+    ],
 )
 def test_the_file_is_the_simulator_and_layers_are_integers(name: str, tmp_path: Path) -> None:
     module, data = Complex(USES[name]).eval(), batches(3)

@@ -236,6 +236,15 @@ def _exponential(p: Pairs, a: Mapping[str, Any]) -> fx.Node:
     return p.turned(p.call(aten.exp.default, real), imaginary)
 
 
+def _sign(p: Pairs, a: Mapping[str, Any]) -> fx.Node:
+    """A number of size 1 in the same direction; 0 of 0."""
+    real, imaginary = p.parts(a["self"])
+    power = p.plus(p.times(real, real), p.times(imaginary, imaginary))
+    is_nothing = p.call(aten.eq.Scalar, power, 0)
+    size = p.call(aten.sqrt.default, p.call(aten.where.ScalarSelf, is_nothing, 1.0, power))
+    return p.number(p.over(real, size), p.over(imaginary, size))
+
+
 def _zeros(p: Pairs, a: Mapping[str, Any]) -> fx.Node:
     """Zeros to write a spectrum into."""
     sizes = a["size"] if "size" in a else p.sizes(a["self"])
@@ -257,6 +266,50 @@ def _overwritten(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
     return p.whole(p.call(aten.copy.default, p.pair(a["self"]), p.pair(a["src"])))
 
 
+def _chosen(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
+    """Where a condition holds one number, and another elsewhere."""
+    condition, one, other = a["condition"], a["self"], a["other"]
+    if is_complex(one) and is_complex(other):
+        condition = p.call(aten.unsqueeze.default, condition, -1)
+        return p.whole(p.call(aten.where.self, condition, p.pair(one), p.pair(other)))
+    real, imaginary = (_where(p, condition, *both) for both in zip(p.parts(one), p.parts(other), strict=True))
+    return p.number(real, imaginary) if _shape(real) == _shape(imaginary) else None
+
+
+def _where(p: Pairs, condition: fx.Node, one: Operand, other: Operand) -> fx.Node:
+    kinds = {(True, True): aten.where.self, (True, False): aten.where.ScalarOther, (False, True): aten.where.ScalarSelf}
+    return p.call(kinds[isinstance(one, fx.Node), isinstance(other, fx.Node)], condition, one, other)
+
+
+def _filled(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
+    mask, value = a["mask"], a["value"]
+    if isinstance(value, fx.Node):
+        return None
+    parts = zip(p.parts(a["self"]), p.parts(value), strict=True)
+    return p.number(*(p.call(aten.masked_fill.Scalar, part, mask, float(number)) for part, number in parts))
+
+
+def _gathered(p: Pairs, a: Mapping[str, Any]) -> fx.Node:
+    """Both parts of what an index names."""
+    rank = _rank(a["self"])
+    index = p.call(aten.expand.default, p.call(aten.unsqueeze.default, a["index"], -1), [*(-1,) * rank, 2])
+    return p.whole(p.call(aten.gather.default, p.pair(a["self"]), a["dim"] % rank, index))
+
+
+def _cast(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
+    """To another precision, from real numbers, or to them."""
+    given, wanted = a["self"], p.node.meta["val"].dtype
+
+    def cast(part: fx.Node, dtype: torch.dtype) -> fx.Node:
+        return p.call(aten.to.dtype, part, dtype)
+
+    if not wanted.is_complex:
+        return cast(p.parts(given)[0], wanted)
+    if is_complex(given):
+        return p.whole(cast(p.pair(given), wanted.to_real()))
+    return p.number(cast(given, wanted.to_real()), 0.0)
+
+
 _RULES: Mapping[str, Rule] = {
     "permute": _permuted,
     **dict.fromkeys(("transpose", "mT", "t", "numpy_T"), _transposed),
@@ -276,6 +329,11 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _zeros),
     **dict.fromkeys(("slice_scatter", "select_scatter"), _scattered),
     "copy": _overwritten,
+    "where": _chosen,
+    "masked_fill": _filled,
+    "gather": _gathered,
+    "to": _cast,
+    "sgn": _sign,
     "view_as_real": lambda p, a: p.pair(a["self"]),
     "real": lambda p, a: p.parts(a["self"])[0],
     "imag": lambda p, a: p.parts(a["self"])[1],
