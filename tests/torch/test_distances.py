@@ -38,6 +38,11 @@ class Pairs(nn.Module):
         return -torch.cdist(self.layer(x), self.layer(x[:, :4]))
 
 
+class OfFirstNorm(Pairs):
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(self.layer(x), self.layer(x[:, :4]), p=1.0)
+
+
 class Products(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -67,6 +72,7 @@ class Biaffine(nn.Module):
         lambda: Codebook(40, "donot_use_mm_for_euclid_dist"),
         lambda: Codebook(5, "use_mm_for_euclid_dist"),
         Pairs,
+        OfFirstNorm,
         Products,
         lambda: Biaffine(True),
         lambda: Biaffine(False),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import isobit
+from isobit.errors import ModelError
+from isobit_torch.capture.own_copy.held_tensors import held_tensors
 
 
 class Spiking(nn.Module):
@@ -99,3 +101,22 @@ def test_what_cannot_be_copied_is_shared() -> None:
         module = nn.Sequential(Locked(threading.Lock()), nn.Linear(3, 6), Locked([text], (n for n in range(3)))).eval()
         found = isobit.QuantSim(module, x).run_float(x)["output"]
     np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_containers_may_hold_themselves() -> None:
+    first, second = torch.ones(2), torch.zeros(3)
+    table: dict[str, object] = {"b": [first, (second,)], "a": 1.0}
+    table["self"] = table
+    rows: list[object] = [second, table]
+    rows.append(rows)
+    assert [id(tensor) for tensor in held_tensors(table)] == [id(first), id(second)]
+    assert [id(tensor) for tensor in held_tensors(rows)] == [id(second), id(first), id(second)]
+
+
+def test_a_module_with_such_a_container_is_refused_by_an_error_of_isobit() -> None:
+    """torch.export walks it without end; a raw RecursionError came before that."""
+    module = nn.Linear(4, 2)
+    module.settings = {"factor": 2.0}  # type: ignore[assignment]
+    module.settings["all"] = module.settings  # type: ignore[operator,index]
+    with pytest.raises(ModelError, match="cannot be captured by torch.export"):
+        isobit.QuantSim(module, example_inputs=torch.zeros(3, 4))

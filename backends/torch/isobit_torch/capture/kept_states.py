@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
+
+from isobit_torch.capture.own_copy.held_tensors import held_tensors
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
@@ -35,7 +36,7 @@ def _held(module: nn.Module) -> _Held:
     for path, part in module.named_modules():
         for name, value in vars(part).items():
             if name not in _REGISTERED:
-                tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+                tensors = list(held_tensors(value))
                 if tensors:
                     found[f"{path}.{name}" if path else name] = tensors
     return found

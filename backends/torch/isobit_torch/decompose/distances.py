@@ -1,4 +1,4 @@
-"""Euclidean distances of all pairs of rows (codebooks, prototypes): by a matrix product, as torch itself takes them."""
+"""Distances of all pairs of rows (codebooks, prototypes): Euclidean ones by a matrix product, as torch takes them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def decompose_distances(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
-    """``sqrt(|x|^2 + |y|^2 - 2 x y)``, or ``|x - y|`` where there are few rows; other norms than the second stay."""
-    if a["p"] != 2:
+    """``sqrt(|x|^2 + |y|^2 - 2 x y)``, or ``|x - y|`` where there are few rows and for the first norm; others stay."""
+    if a["p"] not in (1, 2):
         return None
     left, right = a["x1"], a["x2"]
-    if _by_product(a.get("compute_mode"), left, right):
+    if a["p"] == 2 and _by_product(a.get("compute_mode"), left, right):
         squares = [_squared_length(e, x, part) for x, part in ((left, "left"), (right, "right"))]
         turned = e.call(aten.transpose.int, squares[1], -2, -1, part="right_turned")
         both = e.call(aten.add.Tensor, squares[0], turned, part="squares")
@@ -33,6 +33,8 @@ def decompose_distances(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Nod
     rows = e.call(aten.unsqueeze.default, left, -2, part="rows", like=left)
     others = e.call(aten.unsqueeze.default, right, -3, part="others", like=right)
     difference = e.call(aten.sub.Tensor, rows, others, part="difference")
+    if a["p"] == 1:
+        return e.call(aten.sum.dim_IntList, e.call(aten.abs.default, difference, part="sizes"), [-1])
     return e.call(aten.linalg_vector_norm.default, difference, 2, [-1])
 
 

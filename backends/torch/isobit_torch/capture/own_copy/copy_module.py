@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
 from isobit_torch.capture.errors import first_line
 from isobit_torch.capture.own_copy.bound_functions import bind_functions
+from isobit_torch.capture.own_copy.held_tensors import held_tensors
 
 #: Modules of torch.ao.quantization that compute in integers, observe, or round.
 _OF_TORCH = re.compile(r"quantized|\.qat\.|FakeQuant|Observer")
@@ -35,9 +35,9 @@ def copy_module(model: nn.Module, *, is_shared: bool = False) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         held = [value for name, value in vars(module).items() if name != "_modules"]
-        for leaf in pytree.tree_leaves(held):
-            if isinstance(leaf, torch.Tensor) and not leaf.is_leaf:
-                memo[id(leaf)] = leaf.detach().clone()
+        for tensor in held_tensors(held):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
     if is_shared:  # but for tables whose rows forward itself shortens
         written = {id(part.weight) for part in model.modules() if getattr(part, "max_norm", None) is not None}
         memo |= {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in written}
