@@ -22,12 +22,12 @@ from isobit.errors import DataError, EvaluateError, FormatError, ModelError
 from isobit.graph.sites import Input, Tensor, Weight
 from isobit.quantsim.judging.judge import Judge, mean
 from isobit.quantsim.quantsim import QuantSim
-from isobit.search import sensitivity
 from isobit.search.choose import Goal, Search, choose
 from isobit.search.cost_tables import cost_table
 from isobit.search.formats import parse_candidates
 from isobit.search.groups import Groups
 from isobit.search.integer_program import Program
+from isobit.search.noise import sensitivity
 from isobit.search.scoring import Scorer
 from isobit.testing.networks import NETWORKS
 

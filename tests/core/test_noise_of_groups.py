@@ -10,9 +10,9 @@ from technique_networks import chain, simulator
 
 from isobit.analysis.measure_errors import copies, measure_errors
 from isobit.quantsim.judging.judge import Judge
-from isobit.search import alone as alone_module
 from isobit.search.groups import Groups
-from isobit.search.sensitivity import _by_group
+from isobit.search.noise import alone as alone_module
+from isobit.search.noise.sensitivity import _by_group
 
 
 def test_two_groups_have_what_the_sum_of_their_errors_has(monkeypatch) -> None:

@@ -22,9 +22,9 @@ from isobit.search.formats import Candidate, parse_candidates
 from isobit.search.groups import Groups
 from isobit.search.integer_program import Program
 from isobit.search.mixed_result import MixedPrecision, Point
+from isobit.search.noise.sensitivity import noise_by_group
 from isobit.search.operations import costs_of
 from isobit.search.scoring import Score, Scorer, agreement, digest_key
-from isobit.search.sensitivity import noise_by_group
 
 #: Points of the curve between its ends, by noise and by cost, and models that are measured at a time.
 _POINTS, _AT_A_TIME = 8, 3

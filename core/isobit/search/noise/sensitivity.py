@@ -16,9 +16,9 @@ from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Input, Site, Tensor
 from isobit.quantsim.other_formats import encodings_with
 from isobit.quantsim.simulation import Simulation
-from isobit.search.alone import measure_alone
 from isobit.search.formats import Candidate
 from isobit.search.groups import Groups
+from isobit.search.noise.alone import measure_alone
 from isobit.search.operations import Floats
 
 

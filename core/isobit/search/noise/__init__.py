@@ -1,0 +1,1 @@
+"""The noise that each group of quantizers makes alone, and which of two cancel."""
